@@ -1,0 +1,241 @@
+package touchline
+
+import (
+	_ "embed"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+
+	"touchline/config"
+)
+
+// Defaults is config.toml: the settings of the gateway, documented, each with
+// its default.
+//
+//go:embed config.toml
+var Defaults []byte
+
+// EnvPrefix begins the environment variables that override settings.
+const EnvPrefix = "TOUCHLINE"
+
+// Config is the gateway's settings. What each means, its unit and its default
+// is written in config.toml only.
+type Config struct {
+	Gateway GatewayConfig `toml:"gateway"`
+	Sensors SensorsConfig `toml:"sensors"`
+	Buffer  BufferConfig  `toml:"buffer"`
+	Uplink  UplinkConfig  `toml:"uplink"`
+	Log     LogConfig     `toml:"log"`
+}
+
+// GatewayConfig is the table [gateway].
+type GatewayConfig struct {
+	ID   string `toml:"id"`
+	Data string `toml:"data"`
+}
+
+// SensorsConfig is the table [sensors].
+type SensorsConfig struct {
+	AllowAnonymous bool           `toml:"allow_anonymous"`
+	Insecure       bool           `toml:"insecure"`
+	MaxPayload     config.Size    `toml:"max_payload"`
+	MaxConnections int            `toml:"max_connections"`
+	MQTT           MQTTConfig     `toml:"mqtt"`
+	HTTP           HTTPConfig     `toml:"http"`
+	Broker         []BrokerConfig `toml:"broker"`
+}
+
+// MQTTConfig is the table [sensors.mqtt].
+type MQTTConfig struct {
+	Listen string `toml:"listen"`
+}
+
+// HTTPConfig is the table [sensors.http].
+type HTTPConfig struct {
+	Listen  string      `toml:"listen"`
+	MaxBody config.Size `toml:"max_body"`
+}
+
+// BrokerConfig is one table [[sensors.broker]].
+type BrokerConfig struct {
+	URL          string   `toml:"url"`
+	Topics       []string `toml:"topics"`
+	Username     string   `toml:"username"`
+	PasswordFile string   `toml:"password_file"`
+	ClientID     string   `toml:"client_id"`
+}
+
+// BufferConfig is the table [buffer].
+type BufferConfig struct {
+	MaxBytes       config.Size     `toml:"max_bytes"`
+	MaxAge         config.Duration `toml:"max_age"`
+	FreeReserve    config.Size     `toml:"free_reserve"`
+	WhenFull       string          `toml:"when_full"`
+	CommitInterval config.Duration `toml:"commit_interval"`
+}
+
+// UplinkConfig is the table [uplink].
+type UplinkConfig struct {
+	URLs          []string        `toml:"urls"`
+	TokenFile     string          `toml:"token_file"`
+	ReconnectMin  config.Duration `toml:"reconnect_min"`
+	ReconnectMax  config.Duration `toml:"reconnect_max"`
+	AcceptTimeout config.Duration `toml:"accept_timeout"`
+	StoreTimeout  config.Duration `toml:"store_timeout"`
+}
+
+// LogConfig is the table [log].
+type LogConfig struct {
+	Level  string `toml:"level"`
+	Format string `toml:"format"`
+}
+
+// LoadConfig reads the gateway's settings: flags (by key) before environment
+// before file before defaults. It returns variables with the prefix that are
+// no setting, and a *config.Error with everything that is wrong.
+func LoadConfig(file string, environ []string, flags map[string]string) (Config, []string, error) {
+	var c Config
+	unused, err := config.Load(&c, config.Sources{
+		Defaults: Defaults, File: file, EnvPrefix: EnvPrefix, Environ: environ, Flags: flags,
+	})
+	if err != nil {
+		return Config{}, unused, err
+	}
+	if c.Gateway.ID == "" {
+		if c.Gateway.ID, err = os.Hostname(); err != nil {
+			return Config{}, unused, fmt.Errorf("gateway.id is empty and the host name can't be read: %w", err)
+		}
+	}
+	if err := CheckGateway(c.Gateway.ID); err != nil {
+		return Config{}, unused, fmt.Errorf("gateway.id is empty, and the host name can't stand for it: %w", err)
+	}
+	return c, unused, nil
+}
+
+// Check implements config.Checker.
+func (c *Config) Check(report func(key, problem string)) {
+	if c.Gateway.ID != "" {
+		if err := CheckGateway(c.Gateway.ID); err != nil {
+			report("gateway.id", err.Error())
+		}
+	}
+	if c.Gateway.Data == "" {
+		report("gateway.data", "is empty: name a folder for the buffer")
+	}
+	c.Sensors.check(report)
+	c.Buffer.check(report)
+	c.Uplink.check(report)
+	c.Log.Check("log", report)
+}
+
+func (c *SensorsConfig) check(report func(key, problem string)) {
+	const maxPayload = 128 << 10 // fits a block whatever it holds
+	if c.MaxPayload < 256 || c.MaxPayload > maxPayload {
+		report("sensors.max_payload", fmt.Sprintf("%s is out of bounds: want 256B to 128KiB", c.MaxPayload))
+	}
+	if c.HTTP.MaxBody < 256 || c.HTTP.MaxBody > 16<<20 {
+		report("sensors.http.max_body", fmt.Sprintf("%s is out of bounds: want 256B to 16MiB", c.HTTP.MaxBody))
+	}
+	if c.MaxConnections < 1 || c.MaxConnections > 100_000 {
+		report("sensors.max_connections", fmt.Sprintf("%d is out of bounds: want 1 to 100000", c.MaxConnections))
+	}
+	if !c.AllowAnonymous {
+		report("sensors.allow_anonymous", "false is not possible yet: this version has no sensor credentials; "+
+			"keep the listeners on loopback or a network of their own")
+	}
+	c.checkListen("sensors.mqtt.listen", c.MQTT.Listen, report)
+	c.checkListen("sensors.http.listen", c.HTTP.Listen, report)
+	for i, b := range c.Broker {
+		b.check(fmt.Sprintf("sensors.broker[%d]", i), report)
+	}
+}
+
+func (c *SensorsConfig) checkListen(key, address string, report func(key, problem string)) {
+	if address == "" {
+		return
+	}
+	loopback, err := Loopback(address)
+	if err != nil {
+		report(key, err.Error())
+	} else if !loopback && c.AllowAnonymous && !c.Insecure {
+		report(key, fmt.Sprintf("%s is reachable from the network while sensors.allow_anonymous is true: "+
+			"listen on 127.0.0.1, or say insecure = true in [sensors]", address))
+	}
+}
+
+func (b *BrokerConfig) check(key string, report func(key, problem string)) {
+	u, err := url.Parse(b.URL)
+	if err != nil || u.Host == "" || !slices.Contains([]string{"tcp", "mqtt", "ssl", "mqtts", "tls"}, u.Scheme) {
+		report(key+".url", fmt.Sprintf("%q is no broker address: write such as \"tcp://192.168.0.10:1883\"", b.URL))
+	} else if u.User != nil {
+		report(key+".url", "has a user or password in it: use username and password_file")
+	}
+	if len(b.Topics) == 0 {
+		report(key+".topics", "is empty: name at least one topic filter, such as \"sensors/#\"")
+	}
+}
+
+func (c *BufferConfig) check(report func(key, problem string)) {
+	if c.MaxBytes < 1<<20 {
+		report("buffer.max_bytes", fmt.Sprintf("%s is too little: want at least 1MiB", c.MaxBytes))
+	}
+	if c.WhenFull != "evict_oldest" && c.WhenFull != "refuse" {
+		report("buffer.when_full", fmt.Sprintf("%q is unknown: want \"evict_oldest\" or \"refuse\"", c.WhenFull))
+	}
+	if c.CommitInterval > 60e9 {
+		report("buffer.commit_interval", fmt.Sprintf("%s is too long: a sensor waits that long for its acknowledgement; want at most 60s", c.CommitInterval))
+	}
+}
+
+func (c *UplinkConfig) check(report func(key, problem string)) {
+	for _, s := range c.URLs {
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" || (u.Scheme != "ws" && u.Scheme != "wss") {
+			report("uplink.urls", fmt.Sprintf("%q is no address of a cloud: write such as \"wss://cloud.example.org\"", s))
+		} else if u.User != nil {
+			report("uplink.urls", "has a user or password in it: the token belongs into uplink.token_file")
+		}
+	}
+	if len(c.URLs) > 0 && c.TokenFile == "" {
+		report("uplink.token_file", "is empty: put the token that `touchline-cloud gateway add ID` prints into a file and name it here")
+	}
+	if c.ReconnectMin < 1e6 || c.ReconnectMax < c.ReconnectMin {
+		report("uplink.reconnect_min", fmt.Sprintf("%s up to %s: want at least 1ms, and reconnect_max not below it", c.ReconnectMin, c.ReconnectMax))
+	}
+	if c.AcceptTimeout < 1e9 {
+		report("uplink.accept_timeout", fmt.Sprintf("%s is too short: want at least 1s", c.AcceptTimeout))
+	}
+	if c.StoreTimeout < 1e9 {
+		report("uplink.store_timeout", fmt.Sprintf("%s is too short: want at least 1s", c.StoreTimeout))
+	}
+}
+
+// Check reports what is wrong with the table, whose key is given.
+func (c *LogConfig) Check(key string, report func(key, problem string)) {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Level) {
+		report(key+".level", fmt.Sprintf("%q is unknown: want \"debug\", \"info\", \"warn\" or \"error\"", c.Level))
+	}
+	if c.Format != "text" && c.Format != "json" {
+		report(key+".format", fmt.Sprintf("%q is unknown: want \"text\" or \"json\"", c.Format))
+	}
+}
+
+// Loopback says whether a listen address (HOST:PORT) is reachable from this
+// machine only. A name other than localhost is taken to be reachable.
+func Loopback(address string) (bool, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return false, fmt.Errorf("%q is no address to listen on: write HOST:PORT, such as \"127.0.0.1:8080\"", address)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return false, fmt.Errorf("%q has no valid port: write HOST:PORT, such as \"127.0.0.1:8080\"", address)
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true, nil
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback(), nil
+}
