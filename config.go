@@ -185,8 +185,11 @@ func (c *BufferConfig) check(report func(key, problem string)) {
 	if c.WhenFull != "evict_oldest" && c.WhenFull != "refuse" {
 		report("buffer.when_full", fmt.Sprintf("%q is unknown: want \"evict_oldest\" or \"refuse\"", c.WhenFull))
 	}
-	if c.CommitInterval > 60e9 {
-		report("buffer.commit_interval", fmt.Sprintf("%s is too long: a sensor waits that long for its acknowledgement; want at most 60s", c.CommitInterval))
+	if c.MaxAge != 0 && c.MaxAge < 10e9 {
+		report("buffer.max_age", fmt.Sprintf("%s is too short: want at least 10s, or 0s for never", c.MaxAge))
+	}
+	if c.CommitInterval > 10e9 {
+		report("buffer.commit_interval", fmt.Sprintf("%s is too long: a sensor waits that long for its acknowledgement; want at most 10s", c.CommitInterval))
 	}
 }
 

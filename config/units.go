@@ -85,3 +85,18 @@ func (z Size) String() string {
 
 // Example is what an error shows.
 func (Size) Example() string { return "64KiB" }
+
+// Short returns the size as a person reads it, to three digits.
+func (z Size) Short() string {
+	v := float64(z)
+	for _, unit := range []string{"B", "KiB", "MiB", "GiB"} {
+		switch {
+		case v < 100:
+			return fmt.Sprintf("%.3g %s", v, unit)
+		case v < 1024:
+			return fmt.Sprintf("%.0f %s", v, unit)
+		}
+		v /= 1024
+	}
+	return fmt.Sprintf("%.3g TiB", v)
+}
