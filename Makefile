@@ -1,0 +1,52 @@
+# make demo        the product in one terminal; Ctrl-C ends it
+# make test        installs what the tests need, then runs them all
+# make test-long   the long forms
+# make bench       the yardstick: gateway and cloud under load, beside a peer
+# make build       bin/touchline, bin/touchline-cloud
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+GO ?= go
+
+.PHONY: build demo test test-long check static bench microbench clean
+
+build:
+	@.ci/setup build
+	@mkdir -p bin
+	$(GO) build -o bin/ ./cmd/touchline ./cmd/touchline-cloud
+
+demo:
+	@.ci/setup build
+	@mkdir -p bin
+	@echo "building (the first time takes a minute or two: SQLite is compiled)"
+	@$(GO) build -o bin/ ./cmd/touchline ./cmd/touchline-cloud ./cmd/demo
+	@exec bin/demo
+
+# Tests run under the race detector; the programs that end-to-end tests start
+# are built without it.
+test: static
+	@.ci/setup test
+	@$(GO) test -race -json -timeout 15m ./... | $(GO) run ./internal/testreport
+
+test-long: static
+	@.ci/setup test
+	@TOUCHLINE_TEST_LONG=1 $(GO) test -json -count=1 -timeout 60m ./... | $(GO) run ./internal/testreport
+
+check: test
+
+static:
+	@.ci/setup build
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
+	@$(GO) vet ./...
+	@$(GO) tool staticcheck ./...
+
+bench: build
+	@.ci/setup test
+	@$(GO) build -o bin/bench ./bench
+	@exec bin/bench
+
+microbench:
+	@$(GO) test -run '^$$' -bench . -benchmem ./...
+
+clean:
+	rm -rf bin
