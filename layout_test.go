@@ -1,0 +1,81 @@
+package touchline_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport says which packages of this module each package may import,
+// directly. sensors, buffer and uplink never know one another: daemon is the
+// only package that knows them all.
+var mayImport = map[string][]string{
+	"touchline":                     {"touchline/config"},
+	"touchline/config":              {},
+	"touchline/wire":                {"touchline"},
+	"touchline/payload":             {"touchline"},
+	"touchline/buffer":              {"touchline", "touchline/wire"},
+	"touchline/sensors":             {"touchline", "touchline/payload"},
+	"touchline/uplink":              {"touchline", "touchline/wire"},
+	"touchline/cloud":               {"touchline", "touchline/config", "touchline/wire", "touchline/payload"},
+	"touchline/cloud/sqlite":        {"touchline", "touchline/wire", "touchline/cloud"},
+	"touchline/cloud/recordertest":  {"touchline", "touchline/wire", "touchline/cloud"},
+	"touchline/systemd":             {},
+	"touchline/installer":           {"touchline/systemd"},
+	"touchline/daemon":              {"touchline", "touchline/wire", "touchline/sensors", "touchline/buffer", "touchline/uplink"},
+	"touchline/simulator":           {"touchline", "touchline/payload"},
+	"touchline/cmd/touchline":       {"touchline", "touchline/daemon", "touchline/installer", "touchline/simulator"},
+	"touchline/cmd/touchline-cloud": {"touchline", "touchline/cloud", "touchline/cloud/sqlite"},
+	"touchline/cmd/demo":            {"touchline", "touchline/daemon", "touchline/cloud", "touchline/cloud/sqlite", "touchline/simulator"},
+	"touchline/bench":               {},
+	"touchline/e2e":                 {},
+	"touchline/internal/testreport": {},
+}
+
+// onlyIn says which libraries a single package wraps.
+var onlyIn = map[string][]string{
+	"github.com/kardianos/service":       {"touchline/installer"},
+	"github.com/mattn/go-sqlite3":        {"touchline/buffer", "touchline/cloud/sqlite"},
+	"github.com/mochi-mqtt/server/v2":    {"touchline/sensors"},
+	"github.com/pelletier/go-toml/v2":    {"touchline/config"},
+	"github.com/klauspost/compress/zstd": {"touchline/wire"},
+}
+
+func TestLayout_ImportRule(t *testing.T) {
+	list := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; seen++ {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		allowed, known := mayImport[p.ImportPath]
+		if !known {
+			t.Errorf("%s is new: say in mayImport what it may import", p.ImportPath)
+		}
+		for _, imported := range p.Imports {
+			if wrappers, ok := onlyIn[imported]; ok && !slices.Contains(wrappers, p.ImportPath) {
+				t.Errorf("%s imports %s: only %v may", p.ImportPath, imported, wrappers)
+			}
+			if (imported == "touchline" || strings.HasPrefix(imported, "touchline/")) && !slices.Contains(allowed, imported) {
+				t.Errorf("%s imports %s: it may import %v", p.ImportPath, imported, allowed)
+			}
+		}
+	}
+	if seen < len(mayImport)/2 {
+		t.Errorf("go list named %d packages only", seen)
+	}
+}
