@@ -1,0 +1,160 @@
+package wire
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"touchline"
+)
+
+// A Message is one control message. It travels as a JSON object in a text
+// frame, with its type in the member "type". Unknown types and members are
+// ignored, so that either side can be newer.
+type Message interface{ messageType() string }
+
+// Hello is the first message of a session, from the gateway.
+type Hello struct {
+	Gateway      string   `json:"gateway"`
+	Software     string   `json:"software"` // "touchline/0.1.0"
+	Epochs       []Held   `json:"epochs"`   // those with blocks in the buffer, oldest first
+	Clock        string   `json:"clock"`    // "unset", "set" or "synchronised"
+	Capabilities []string `json:"capabilities,omitempty"`
+}
+
+// Held says what the gateway's buffer holds of an epoch.
+type Held struct {
+	Epoch  touchline.Epoch `json:"epoch"`
+	Oldest uint64          `json:"oldest"` // lowest number that is still held
+	Next   uint64          `json:"next"`   // one above the highest
+}
+
+// Welcome is the cloud's answer to hello.
+type Welcome struct {
+	Store     string        `json:"store"`   // the record store's own id; stays for its lifetime
+	Session   uint64        `json:"session"` // rises with each session of a gateway
+	Stored    []EpochRanges `json:"stored"`  // what the store has of the epochs in hello; may be cut short
+	Window    Window        `json:"window"`
+	MaxFrame  int           `json:"max_frame"`    // bytes of one binary message, at least MinFrameBytes
+	Heartbeat int           `json:"heartbeat_ms"` // interval of pings from both sides
+	Time      time.Time     `json:"time"`         // the cloud's clock
+
+	Capabilities []string `json:"capabilities,omitempty"`
+}
+
+// EpochRanges is a set of sample numbers of one epoch.
+type EpochRanges struct {
+	Epoch  touchline.Epoch  `json:"epoch"`
+	Ranges touchline.Ranges `json:"ranges"`
+}
+
+// Window is how much the gateway may have sent that is not yet accepted.
+// Zero in either member is a pause. One block may always be in flight while
+// neither is zero.
+type Window struct {
+	Bytes  int `json:"bytes"`  // of block data
+	Blocks int `json:"blocks"` // count
+}
+
+// Ack is the cloud's word on what it has. Accepted gives window back; the
+// gateway may forget only what is stored. Both are absolute: a repeat says
+// nothing new and is no error.
+type Ack struct {
+	Accepted []EpochRanges `json:"accepted,omitempty"`
+	Stored   []EpochRanges `json:"stored,omitempty"`
+	Lost     []uint64      `json:"lost,omitempty"` // ids of lost messages that are recorded
+	Time     time.Time     `json:"time"`
+}
+
+// Resend asks for a block again that arrived damaged.
+type Resend struct {
+	Epoch  touchline.Epoch  `json:"epoch"`
+	Ranges touchline.Ranges `json:"ranges"`
+}
+
+// NewWindow changes the window.
+type NewWindow struct {
+	Window Window `json:"window"`
+}
+
+// Goaway tells the gateway to end this session and come back.
+type Goaway struct {
+	Reason         string `json:"reason"` // "drain", "rebalance", "overload"
+	ReconnectAfter int    `json:"reconnect_after_ms"`
+	Address        string `json:"address,omitempty"` // another URL to use once
+}
+
+// Lost announces samples that the cloud will never get, until it is confirmed
+// in an Ack. Where the cloud has the samples after all, stored wins.
+type Lost struct {
+	ID      uint64           `json:"id"` // of this record in the gateway's buffer
+	Epoch   touchline.Epoch  `json:"epoch"`
+	Ranges  touchline.Ranges `json:"ranges"`
+	Cause   string           `json:"cause"`    // "max_bytes", "max_age", "free_reserve", "damage"
+	MinTime int64            `json:"min_time"` // ns since the Unix epoch of the oldest sample
+	MaxTime int64            `json:"max_time"`
+}
+
+func (*Hello) messageType() string     { return "hello" }
+func (*Welcome) messageType() string   { return "welcome" }
+func (*Ack) messageType() string       { return "ack" }
+func (*Resend) messageType() string    { return "resend" }
+func (*NewWindow) messageType() string { return "window" }
+func (*Goaway) messageType() string    { return "goaway" }
+func (*Lost) messageType() string      { return "lost" }
+
+// ErrUnknownMessage is returned by ParseMessage for a type that this version
+// does not know. Its receiver ignores the message.
+var ErrUnknownMessage = errors.New("unknown message type")
+
+// MarshalMessage returns m as the payload of a text frame.
+func MarshalMessage(m Message) ([]byte, error) {
+	body, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("marshal %s: %w", m.messageType(), err)
+	}
+	head := `{"type":"` + m.messageType() + `"`
+	if string(body) == "{}" {
+		return append([]byte(head), '}'), nil
+	}
+	out := make([]byte, 0, len(head)+len(body))
+	out = append(append(out, head...), ',')
+	return append(out, body[1:]...), nil
+}
+
+// ParseMessage reads the payload of a text frame.
+func ParseMessage(data []byte) (Message, error) {
+	if len(data) > MaxMessageBytes {
+		return nil, fmt.Errorf("message has %d bytes: at most %d are allowed", len(data), MaxMessageBytes)
+	}
+	var head struct {
+		Type string `json:"type"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return nil, fmt.Errorf("message: %w", err)
+	}
+	var m Message
+	switch head.Type {
+	case "hello":
+		m = &Hello{}
+	case "welcome":
+		m = &Welcome{}
+	case "ack":
+		m = &Ack{}
+	case "resend":
+		m = &Resend{}
+	case "window":
+		m = &NewWindow{}
+	case "goaway":
+		m = &Goaway{}
+	case "lost":
+		m = &Lost{}
+	default:
+		return nil, fmt.Errorf("%w %.40q", ErrUnknownMessage, head.Type)
+	}
+	if err := json.Unmarshal(data, m); err != nil {
+		return nil, fmt.Errorf("message %s: %w", head.Type, err)
+	}
+	return m, nil
+}
