@@ -1,0 +1,98 @@
+package cloud
+
+import (
+	_ "embed"
+	"fmt"
+	"time"
+
+	"touchline"
+	"touchline/config"
+	"touchline/wire"
+)
+
+// Defaults is cloud.toml: the settings of the cloud, documented, each with
+// its default.
+//
+//go:embed cloud.toml
+var Defaults []byte
+
+// Config is the cloud's settings. What each means, its unit and its default
+// is written in cloud.toml only.
+type Config struct {
+	Listen       string              `toml:"listen"`
+	Data         string              `toml:"data"`
+	InsecureRead bool                `toml:"insecure_read"`
+	MaxGateways  int                 `toml:"max_gateways"`
+	MaxQueries   int                 `toml:"max_queries"`
+	Heartbeat    config.Duration     `toml:"heartbeat"`
+	Window       WindowConfig        `toml:"window"`
+	Queue        QueueConfig         `toml:"queue"`
+	Log          touchline.LogConfig `toml:"log"`
+}
+
+// WindowConfig is the table [window].
+type WindowConfig struct {
+	Bytes  config.Size `toml:"bytes"`
+	Blocks int         `toml:"blocks"`
+}
+
+// QueueConfig is the table [queue].
+type QueueConfig struct {
+	Bytes config.Size `toml:"bytes"`
+}
+
+// LoadConfig reads the cloud's settings: flags (by key) before environment
+// before file before defaults. It returns variables with the prefix that are
+// no setting, and a *config.Error with everything that is wrong.
+func LoadConfig(file string, environ []string, flags map[string]string) (Config, []string, error) {
+	var c Config
+	unused, err := config.Load(&c, config.Sources{
+		Defaults: Defaults, File: file, EnvPrefix: touchline.EnvPrefix, Environ: environ, Flags: flags,
+	})
+	return c, unused, err
+}
+
+// Check implements config.Checker.
+func (c *Config) Check(report func(key, problem string)) {
+	if _, err := touchline.Loopback(c.Listen); err != nil {
+		report("listen", err.Error())
+	}
+	if c.Data == "" {
+		report("data", "is empty: name a folder for the record store")
+	}
+	bounds := func(key string, v, low, high int64, show func(int64) string) {
+		if v < low || v > high {
+			report(key, fmt.Sprintf("%s is out of bounds: want %s to %s", show(v), show(low), show(high)))
+		}
+	}
+	number := func(n int64) string { return fmt.Sprint(n) }
+	size := func(n int64) string { return config.Size(n).String() }
+	duration := func(n int64) string { return time.Duration(n).String() }
+	bounds("max_gateways", int64(c.MaxGateways), 1, 100_000, number)
+	bounds("max_queries", int64(c.MaxQueries), 1, 1024, number)
+	bounds("heartbeat", int64(c.Heartbeat), int64(time.Second), int64(maxHeartbeat), duration)
+	bounds("window.bytes", int64(c.Window.Bytes), wire.MaxBlockBytes, 256<<20, size)
+	bounds("window.blocks", int64(c.Window.Blocks), 1, maxWindowBlocks, number)
+	bounds("queue.bytes", int64(c.Queue.Bytes), max(1<<20, int64(c.Window.Bytes)), 4<<30, size)
+	c.Log.Check("log", report)
+}
+
+// Options are the settings as a Server takes them.
+func (c *Config) Options() Options {
+	return Options{
+		Listen:        c.Listen,
+		InsecureRead:  c.InsecureRead,
+		MaxGateways:   c.MaxGateways,
+		WindowBytes:   int(c.Window.Bytes),
+		WindowBlocks:  c.Window.Blocks,
+		MaxFrameBytes: frameBytes,
+		QueueBytes:    int(c.Queue.Bytes),
+		Heartbeat:     time.Duration(c.Heartbeat),
+		MaxQueries:    c.MaxQueries,
+	}
+}
+
+// frameBytes is the largest frame that welcome offers: the least that the
+// protocol allows holds some 100,000 samples, and a larger one would only
+// cost memory.
+const frameBytes = wire.MinFrameBytes

@@ -1,0 +1,56 @@
+package cloud_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"touchline/cloud"
+	"touchline/config"
+)
+
+func TestDefaults_AreCompleteAndMakeAServer(t *testing.T) {
+	c, unused, err := cloud.LoadConfig("", nil, nil)
+	if err != nil || len(unused) > 0 {
+		t.Fatal(err, unused)
+	}
+	for _, key := range config.Keys(c) {
+		name := key[strings.LastIndexByte(key, '.')+1:]
+		if !strings.Contains("\n"+string(cloud.Defaults), "\n"+name+" = ") {
+			t.Errorf("cloud.toml does not set %s", key)
+		}
+	}
+	if c.Listen != "127.0.0.1:8090" {
+		t.Errorf("listen is %s", c.Listen)
+	}
+	if _, err := cloud.New(c.Options(), nil, nil); err != nil {
+		t.Errorf("the defaults make no server: %v", err)
+	}
+}
+
+// TestLoadConfig_ReportsBadSettings holds that whatever New would refuse is
+// refused with its key and line before.
+func TestLoadConfig_ReportsBadSettings(t *testing.T) {
+	for _, tc := range []struct{ toml, want string }{
+		{"listen = \"8090\"", ":1: listen: \"8090\" is no address to listen on"},
+		{"data = \"\"", ":1: data: is empty"},
+		{"max_gateways = 0", ":1: max_gateways: 0 is out of bounds: want 1 to 100000"},
+		{"\nheartbeat = \"1ms\"", ":2: heartbeat: 1ms is out of bounds: want 1s to 10m0s"},
+		{"[window]\nbytes = \"1KiB\"", ":2: window.bytes: 1KiB is out of bounds: want 192KiB to 256MiB"},
+		{"[window]\nblocks = 5000", ":2: window.blocks: 5000 is out of bounds: want 1 to 1024"},
+		{"[window]\nbytes = \"192KiB\"\n[queue]\nbytes = \"512KiB\"", ":4: queue.bytes: 512KiB is out of bounds: want 1MiB to 4GiB"},
+		{"[log]\nlevel = \"loud\"", ":2: log.level: \"loud\" is unknown"},
+	} {
+		file := filepath.Join(t.TempDir(), "cloud.toml")
+		if err := os.WriteFile(file, []byte(tc.toml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := cloud.LoadConfig(file, nil, nil)
+		var all *config.Error
+		if !errors.As(err, &all) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%q: have %v, want %s", tc.toml, err, tc.want)
+		}
+	}
+}

@@ -1,0 +1,27 @@
+package cloud
+
+import "time"
+
+// SetWaits shortens the waits that are no settings.
+func (s *Server) SetWaits(hello, chunk time.Duration) {
+	s.ingest.timing.hello = hello
+	s.reader.timing.chunk = chunk
+}
+
+// SetShutdown shortens how long each stage of stopping may take.
+func (s *Server) SetShutdown(d time.Duration) {
+	s.ingest.timing.shutdown, s.ingest.timing.linger = d, d
+}
+
+// SetRetry shortens the pauses between attempts to record.
+func (s *Server) SetRetry(least, most time.Duration) {
+	for _, t := range []*timing{&s.ingest.timing, &s.batcher.timing} {
+		t.retryMin, t.retryMax = least, most
+	}
+}
+
+// ParseQuery is what GET /v1/samples makes of its parameters.
+func ParseQuery(raw string) (Query, error) {
+	q, _, err := parseQuery(raw)
+	return q, err
+}

@@ -1,0 +1,165 @@
+package cloud
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"touchline/wire"
+)
+
+// handler routes the requests of a Server.
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+wire.UplinkPath, s.ingest.serveUplink)
+	mux.HandleFunc("GET /healthz", serveHealth)
+	mux.HandleFunc("GET /readyz", s.serveReady)
+	mux.Handle("GET /v1/samples", s.guard(http.HandlerFunc(s.reader.serveSamples)))
+	mux.Handle("GET /v1/gateways", s.guard(http.HandlerFunc(s.serveGateways)))
+	mux.Handle("GET /metrics", s.guard(promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{})))
+	return bodyless(problems(mux))
+}
+
+// guard keeps reading to this machine: keys for readers are a matter of their
+// own. On loopback the Host must be loopback too, since a web page elsewhere can
+// have its own name resolve to 127.0.0.1 and read with its visitor's browser.
+func (s *Server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case s.opts.InsecureRead:
+		case !s.loopback:
+			problem(w, http.StatusForbidden, fmt.Sprintf("reading is open only while touchline-cloud listens on loopback, and it listens on %s: "+
+				"set listen to 127.0.0.1, or insecure_read = true to let everybody read who reaches this address", s.opts.Listen))
+			return
+		case !loopbackHost(r.Host):
+			problem(w, http.StatusForbidden, fmt.Sprintf("reading is open to this machine only, and the request was for the host %.80q: "+
+				"ask for 127.0.0.1 or localhost, or set insecure_read = true", r.Host))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func loopbackHost(hostport string) bool {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if strings.EqualFold(host, "localhost") || host == "" { // HTTP/1.0 may have none
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// bodyless refuses bodies: nothing here takes one, and one that trickles in
+// would hold its connection.
+func bodyless(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if r.ContentLength != 0 {
+			w.Header().Set("Connection", "close")
+			http.NewResponseController(w).SetReadDeadline(time.Now())
+			problem(w, http.StatusRequestEntityTooLarge, "this address takes no request body")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// problems gives the mux's own 404 and 405 the form of all other errors.
+func problems(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		probe := &statusProbe{header: http.Header{}}
+		h.ServeHTTP(probe, r)
+		for _, name := range []string{"Allow", "Location"} {
+			if v := probe.header.Get(name); v != "" {
+				w.Header().Set(name, v)
+			}
+		}
+		detail := fmt.Sprintf("there is no %.80q here: there are %s, /v1/samples, /v1/gateways, /healthz, /readyz and /metrics", r.URL.Path, wire.UplinkPath)
+		if probe.status == http.StatusMethodNotAllowed {
+			detail = fmt.Sprintf("%.80q takes %s only", r.URL.Path, probe.header.Get("Allow"))
+		}
+		problem(w, probe.status, detail)
+	})
+}
+
+// A statusProbe learns what a handler would answer.
+type statusProbe struct {
+	header http.Header
+	status int
+}
+
+func (p *statusProbe) Header() http.Header         { return p.header }
+func (p *statusProbe) Write(b []byte) (int, error) { return len(b), nil }
+func (p *statusProbe) WriteHeader(status int)      { p.status = status }
+
+// serveHealth says that the process lives, and no more.
+func serveHealth(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, "application/json", http.StatusOK, map[string]string{"status": "ok"})
+}
+
+// serveReady says whether this node is of use to gateways.
+func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	defer cancel()
+	if err := s.Ready(ctx); err != nil {
+		writeJSON(w, "application/json", http.StatusServiceUnavailable, map[string]any{"ready": false, "reason": err.Error()})
+		return
+	}
+	writeJSON(w, "application/json", http.StatusOK, map[string]any{"ready": true})
+}
+
+// A gatewayView is a gateway as the store knows it, and its session here.
+type gatewayView struct {
+	Gateway
+	Connected bool         `json:"connected"`
+	Session   *sessionView `json:"session,omitempty"`
+}
+
+type sessionView struct {
+	Number   uint64    `json:"number"`
+	Remote   string    `json:"remote"`
+	Since    time.Time `json:"since"`
+	LastSeen time.Time `json:"last_seen"`
+	RTT      float64   `json:"rtt_ms,omitempty"` // of the last ping
+	Blocks   uint64    `json:"blocks"`           // received in this session
+}
+
+func (s *Server) serveGateways(w http.ResponseWriter, r *http.Request) {
+	known, err := s.store.Gateways(r.Context())
+	if err != nil {
+		s.log.Error("list gateways", "error", err)
+		problem(w, http.StatusInternalServerError, "the gateways can't be read; the log of touchline-cloud says why")
+		return
+	}
+	views := make([]gatewayView, len(known))
+	for i, g := range known {
+		views[i].Gateway = g
+		if session := s.ingest.roster.of(g.ID); session != nil {
+			views[i].Connected = true
+			views[i].Session = session.view()
+		}
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	writeJSON(w, "application/json", http.StatusOK, map[string]any{"gateways": views})
+}
+
+func (s *session) view() *sessionView {
+	return &sessionView{
+		Number: s.number, Remote: s.remote, Since: s.connected.UTC(), Blocks: s.blocks.Load(),
+		LastSeen: time.Unix(0, s.lastSeen.Load()).UTC(), RTT: float64(s.rtt.Load()) / 1e6,
+	}
+}

@@ -1,0 +1,113 @@
+package cloud
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// newRegistry returns what /metrics shows: the Stats of a Server, and Go's own
+// numbers of the process.
+func newRegistry(stats func() Stats) *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		&collector{stats: stats},
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return registry
+}
+
+// A collector renders one copy of Stats for each scrape, so the numbers of a
+// scrape agree with each other and with what the command line shows.
+type collector struct{ stats func() Stats }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("touchline_cloud_"+name, help, labels, nil)
+}
+
+type simple struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(*Stats) float64
+}
+
+func counter(name, help string, value func(*Stats) uint64) simple {
+	return simple{desc(name, help), prometheus.CounterValue, func(s *Stats) float64 { return float64(value(s)) }}
+}
+
+func gauge(name, help string, value func(*Stats) int) simple {
+	return simple{desc(name, help), prometheus.GaugeValue, func(s *Stats) float64 { return float64(value(s)) }}
+}
+
+var simples = []simple{
+	gauge("connections", "Uplinks that are open.", func(s *Stats) int { return s.Connections }),
+	counter("frames_total", "Block frames received.", func(s *Stats) uint64 { return s.Frames }),
+	counter("frame_bytes_total", "Bytes of block frames received.", func(s *Stats) uint64 { return s.FrameBytes }),
+	counter("blocks_total", "Blocks received, repeats and damaged ones included.", func(s *Stats) uint64 { return s.Blocks }),
+	counter("blocks_stored_total", "Blocks committed among the samples, repeats not counted.", func(s *Stats) uint64 { return s.BlocksStored }),
+	counter("samples_stored_total", "Samples committed, repeats not counted.", func(s *Stats) uint64 { return s.SamplesStored }),
+	counter("block_repeats_total", "Blocks received that were stored already.", func(s *Stats) uint64 { return s.Repeats }),
+	counter("blocks_kept_aside_total", "Blocks stored as they are, since they can't be read or contradict what is stored.", func(s *Stats) uint64 { return s.KeptAside }),
+	counter("block_resends_total", "Blocks that arrived damaged and were asked for again.", func(s *Stats) uint64 { return s.Resends }),
+	counter("lost_samples_announced_total", "Samples that gateways announced as lost; a repeated announcement counts again.", func(s *Stats) uint64 { return s.LostSamples }),
+	counter("record_errors_total", "Batches that the record store did not take at once.", func(s *Stats) uint64 { return s.RecordErrors }),
+	gauge("queue_bytes", "Memory of the blocks that wait for the record store.", func(s *Stats) int { return s.QueueBytes }),
+	gauge("queue_blocks", "Blocks that wait for the record store.", func(s *Stats) int { return s.QueueBlocks }),
+	gauge("window_bytes", "Window that each gateway is offered.", func(s *Stats) int { return s.Window }),
+	gauge("queries_running", "Reads of samples that run.", func(s *Stats) int { return s.QueriesRunning }),
+	counter("query_rows_total", "Samples sent to readers.", func(s *Stats) uint64 { return s.RowsQueried }),
+}
+
+var (
+	handshakesDesc = desc("handshakes_total", "Uplink handshakes by result.", "result")
+	closedDesc     = desc("sessions_closed_total", "Uplinks that ended, by WebSocket close code; 0 is a connection that broke.", "code")
+	queriesDesc    = desc("queries_total", "Reads of samples by result.", "result")
+	batchDesc      = desc("batch_blocks", "Blocks in one transaction.")
+	recordDesc     = desc("record_duration_seconds", "Time that one transaction took, sync included.")
+	ageDesc        = desc("sample_age_seconds", "From a sample's time to the end of the transaction that stored it; buckets grow by a quarter.")
+)
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range simples {
+		ch <- m.desc
+	}
+	for _, d := range []*prometheus.Desc{handshakesDesc, closedDesc, queriesDesc, batchDesc, recordDesc, ageDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	for _, m := range simples {
+		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(&s))
+	}
+	labelled := func(d *prometheus.Desc, label string, n uint64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
+	}
+	for result, n := range s.Handshakes {
+		labelled(handshakesDesc, result, n)
+	}
+	for code, n := range s.Closed {
+		labelled(closedDesc, strconv.Itoa(code), n)
+	}
+	labelled(queriesDesc, "complete", s.Queries)
+	labelled(queriesDesc, "refused", s.QueriesRefused)
+	labelled(queriesDesc, "broken", s.QueriesBroken)
+	ch <- constHistogram(batchDesc, s.BatchBlocks)
+	ch <- constHistogram(recordDesc, s.RecordSeconds)
+	ch <- constHistogram(ageDesc, s.SampleAge)
+}
+
+func constHistogram(d *prometheus.Desc, h Histogram) prometheus.Metric {
+	cumulative := make(map[float64]uint64, len(h.Bounds))
+	var n uint64
+	for i, bound := range h.Bounds {
+		n += h.Counts[i]
+		cumulative[bound] = n
+	}
+	return prometheus.MustNewConstHistogram(d, h.Count(), h.Sum, cumulative)
+}

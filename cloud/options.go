@@ -1,0 +1,100 @@
+package cloud
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"touchline/wire"
+)
+
+// Options are the settings of a Server. None has a magic zero: New refuses
+// what is out of bounds and names all of it at once.
+type Options struct {
+	Listen       string // host:port; port 0 takes a free one
+	InsecureRead bool   // readers may come from anywhere, not from this machine alone
+
+	// MaxGateways is how many uplinks may be open at a time. An idle one costs
+	// 18 KB with both its ends, measured, a busy one up to MaxFrameBytes more
+	// while a frame of it is being read: 1,000 of them 18 MB idle, and 256 MB if
+	// each was in the middle of the largest frame at the same moment.
+	MaxGateways int
+
+	// WindowBytes and WindowBlocks are what one gateway may have sent that is not
+	// stored yet. They bound its throughput: window / (round trip + commit).
+	// 1 MiB at 100 ms is 10 MB/s, some millions of samples a second. With many
+	// gateways each is offered less, so that all of them fit half the queue.
+	WindowBytes, WindowBlocks int
+
+	// MaxFrameBytes is the largest message that a gateway may send.
+	MaxFrameBytes int
+
+	// QueueBytes bounds the blocks of all gateways that wait for the record
+	// store, those being recorded included. 64 MiB hold 30 million samples at two
+	// bytes each. When it is full, connections are not read.
+	QueueBytes int
+
+	// Heartbeat is the interval of pings from both sides. A gateway that was not
+	// heard of for two of them is dropped.
+	Heartbeat time.Duration
+
+	// MaxQueries is how many reads of samples may run at a time; each holds
+	// about 100 KB and a reader of the record store.
+	MaxQueries int
+}
+
+// Bounds of the options. A gateway's acknowledgements must fit one control
+// message: 1,024 blocks, each of an epoch of its own, are 1,024 × 100 bytes × 2
+// lists = 200 KB of MaxMessageBytes (256 KiB).
+const (
+	maxWindowBlocks = 1024
+	minHeartbeat    = 100 * time.Millisecond
+	maxHeartbeat    = 10 * time.Minute
+)
+
+func (o *Options) validate() error {
+	var errs []error
+	need := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	_, _, err := net.SplitHostPort(o.Listen)
+	need(err == nil, "Listen is %q: want host:port, such as 127.0.0.1:8090", o.Listen)
+	need(o.MaxGateways >= 1 && o.MaxGateways <= 100_000, "MaxGateways is %d: want 1 to 100000", o.MaxGateways)
+	need(o.WindowBytes >= wire.MaxBlockBytes && o.WindowBytes <= o.QueueBytes,
+		"WindowBytes is %d: want %d (one block) to QueueBytes (%d)", o.WindowBytes, wire.MaxBlockBytes, o.QueueBytes)
+	need(o.WindowBlocks >= 1 && o.WindowBlocks <= maxWindowBlocks, "WindowBlocks is %d: want 1 to %d", o.WindowBlocks, maxWindowBlocks)
+	need(o.MaxFrameBytes >= wire.MinFrameBytes && o.MaxFrameBytes <= 16<<20,
+		"MaxFrameBytes is %d: want %d to %d", o.MaxFrameBytes, wire.MinFrameBytes, 16<<20)
+	need(o.QueueBytes >= 1<<20, "QueueBytes is %d: want at least %d", o.QueueBytes, 1<<20)
+	need(o.Heartbeat >= minHeartbeat && o.Heartbeat <= maxHeartbeat, "Heartbeat is %s: want %s to %s", o.Heartbeat, minHeartbeat, maxHeartbeat)
+	need(o.MaxQueries >= 1 && o.MaxQueries <= 1024, "MaxQueries is %d: want 1 to 1024", o.MaxQueries)
+	return errors.Join(errs...)
+}
+
+// timing holds the waits that are no settings. They are values of a Server,
+// not constants, so that tests need not sit them out.
+type timing struct {
+	hello    time.Duration // from the upgrade to the hello
+	write    time.Duration // one message to a gateway that reads
+	linger   time.Duration // for the other side's end of a close
+	chunk    time.Duration // one piece of an answer to a reader
+	shutdown time.Duration // for each stage of stopping
+	retryMin time.Duration // before a batch that failed is recorded again; doubles
+	retryMax time.Duration
+}
+
+// A hello of 256 KiB crosses a 256 kbit/s link in 8 s. A message to a gateway
+// is at most as large; an ack is usually 200 bytes. 32 KiB to a reader in 30 s
+// is 1 KB/s: who is slower isn't reading.
+var defaultTiming = timing{
+	hello:    10 * time.Second,
+	write:    10 * time.Second,
+	linger:   2 * time.Second,
+	chunk:    30 * time.Second,
+	shutdown: 5 * time.Second,
+	retryMin: 50 * time.Millisecond,
+	retryMax: 5 * time.Second,
+}

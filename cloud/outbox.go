@@ -1,0 +1,188 @@
+package cloud
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"touchline"
+	"touchline/wire"
+)
+
+// An outbox is what a session has to say. It is not a queue: each kind of
+// message has one place, where what comes later joins or replaces what waits.
+// So it is bounded by what the window admits, however slowly the gateway reads,
+// and a burst of commits makes one ack. Its methods don't block.
+type outbox struct {
+	wake chan struct{} // holds one: there is something to take
+
+	mu      sync.Mutex // covers what follows
+	letters letters
+	ended   bool     // nothing is added behind the farewell
+	last    farewell // once ended
+	// In flight is what arrived and was not put into an ack that is being
+	// written; so it also bounds the acks that a gateway leaves unread.
+	flyingBytes, flyingBlocks int
+	waitingBytes              int // of flyingBytes, those whose ack waits in letters
+	waitingBlocks             int
+}
+
+// letters are messages, in the order in which they are written.
+type letters struct {
+	welcome  *wire.Welcome
+	window   *wire.Window
+	stored   []wire.EpochRanges
+	lost     []uint64
+	resend   []wire.Resend
+	pong     []byte // nil is none
+	farewell *farewell
+}
+
+// A farewell is how a session ends: what is said in the close frame, and in
+// a goaway before it. With a code of 0 nothing is said, since nobody listens.
+// It is the error with which the parts of the reader end the session.
+type farewell struct {
+	code   int
+	reason string
+	goaway *wire.Goaway
+}
+
+func (f farewell) Error() string { return f.reason }
+
+// maxUnconfirmed bounds the confirmations of lost messages that a gateway
+// leaves unread: 1,024 × 17 digits are 17 KB of an ack.
+const maxUnconfirmed = 1024
+
+func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
+
+// arrived counts a block against the window, and says whether it was within
+// it. The largest window counts, not the one offered last, which the gateway
+// may not know yet; and one block may overrun it, since one may be in flight
+// whatever its size.
+func (o *outbox) arrived(b *wire.Block, full wire.Window) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.flyingBytes > full.Bytes || o.flyingBlocks > full.Blocks {
+		return false
+	}
+	o.flyingBytes += len(b.Data)
+	o.flyingBlocks++
+	return true
+}
+
+// forget takes a block out of the window without an ack.
+func (o *outbox) forget(b *wire.Block) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.flyingBytes -= len(b.Data)
+	o.flyingBlocks--
+}
+
+func (o *outbox) addStored(b *wire.Block) {
+	o.post(func(l *letters) {
+		addRange(&l.stored, b.Epoch, b.Range())
+		o.waitingBytes += len(b.Data)
+		o.waitingBlocks++
+	})
+}
+
+func addRange(list *[]wire.EpochRanges, epoch touchline.Epoch, r touchline.Range) {
+	for i := len(*list) - 1; i >= 0; i-- {
+		if (*list)[i].Epoch == epoch {
+			(*list)[i].Ranges.Add(r)
+			return
+		}
+	}
+	*list = append(*list, wire.EpochRanges{Epoch: epoch, Ranges: touchline.Ranges{r}})
+}
+
+func (o *outbox) addResend(b *wire.Block) {
+	o.post(func(l *letters) {
+		i := slices.IndexFunc(l.resend, func(r wire.Resend) bool { return r.Epoch == b.Epoch })
+		if i < 0 {
+			l.resend = append(l.resend, wire.Resend{Epoch: b.Epoch})
+			i = len(l.resend) - 1
+		}
+		l.resend[i].Ranges.Add(b.Range())
+	})
+}
+
+// addLost confirms a lost message. It returns false where the gateway leaves
+// too many confirmations unread.
+func (o *outbox) addLost(id uint64) (ok bool) {
+	o.post(func(l *letters) {
+		if ok = len(l.lost) < maxUnconfirmed; ok {
+			l.lost = append(l.lost, id)
+		}
+	})
+	return ok
+}
+
+func (o *outbox) setWelcome(w *wire.Welcome) { o.post(func(l *letters) { l.welcome = w }) }
+func (o *outbox) setWindow(w wire.Window)    { o.post(func(l *letters) { l.window = &w }) }
+
+// setPong answers the newest ping; RFC 6455, section 5.5.3 lets the older ones go.
+func (o *outbox) setPong(data string) {
+	o.post(func(l *letters) { l.pong = append([]byte{}, data...) })
+}
+
+// end says how the session ends; the first to say so is heard.
+func (o *outbox) end(f farewell) {
+	o.post(func(l *letters) {
+		l.farewell = &f
+		o.ended, o.last = true, f
+	})
+}
+
+// parting returns what end was called with first.
+func (o *outbox) parting() farewell {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.last
+}
+
+func (o *outbox) post(add func(*letters)) {
+	o.mu.Lock()
+	if !o.ended {
+		add(&o.letters)
+	}
+	o.mu.Unlock()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take empties the outbox; the window gets back what the ack in it has.
+func (o *outbox) take() letters {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	l := o.letters
+	o.letters = letters{}
+	o.flyingBytes -= o.waitingBytes
+	o.flyingBlocks -= o.waitingBlocks
+	o.waitingBytes, o.waitingBlocks = 0, 0
+	return l
+}
+
+// messages returns the control messages among the letters.
+func (l *letters) messages(now time.Time) []wire.Message {
+	var list []wire.Message
+	if l.welcome != nil {
+		list = append(list, l.welcome)
+	}
+	if l.window != nil {
+		list = append(list, &wire.NewWindow{Window: *l.window})
+	}
+	if len(l.stored) > 0 || len(l.lost) > 0 {
+		// Here a block is accepted when it is stored: both come from one commit.
+		list = append(list, &wire.Ack{Accepted: l.stored, Stored: l.stored, Lost: l.lost, Time: now})
+	}
+	for i := range l.resend {
+		list = append(list, &l.resend[i])
+	}
+	if l.farewell != nil && l.farewell.goaway != nil {
+		list = append(list, l.farewell.goaway)
+	}
+	return list
+}

@@ -1,0 +1,322 @@
+package cloud
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gorilla/websocket"
+
+	"touchline"
+	"touchline/wire"
+)
+
+// maxDamaged is how many blocks may arrive damaged in one session. A link
+// that damages more, behind TCP's own checksum, is no link; a gateway whose
+// disk does would send the same bytes for ever.
+const maxDamaged = 64
+
+// scratch is what reading one frame needs. It is borrowed when a frame begins
+// to arrive, so an idle connection has none.
+type scratch struct {
+	buf    bytes.Buffer
+	blocks []wire.FrameBlock
+}
+
+// maxScratch keeps a rare large frame from occupying memory for good: twice
+// the smallest largest frame, since a buffer grows by doubling.
+const maxScratch = 2 * wire.MinFrameBytes
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// read takes what the gateway sends until the session ends, and returns why.
+func (s *session) read() farewell {
+	s.conn.SetReadLimit(int64(s.in.opts.MaxFrameBytes))
+	s.conn.SetPingHandler(func(data string) error {
+		s.out.setPong(data)
+		return s.heard()
+	})
+	s.conn.SetPongHandler(func(data string) error {
+		s.answered(data)
+		return s.heard()
+	})
+	s.conn.SetCloseHandler(func(int, string) error { return nil }) // the writer answers it
+	if err := s.allow(s.in.timing.hello); err != nil {
+		return s.parting(err)
+	}
+	for {
+		kind, r, err := s.conn.NextReader()
+		if err == nil {
+			err = s.message(kind, r)
+		}
+		if err != nil {
+			return s.parting(err)
+		}
+	}
+}
+
+// heard notes that the gateway lives. Before its hello it has one deadline,
+// whatever it sends.
+func (s *session) heard() error {
+	s.lastSeen.Store(time.Now().UnixNano())
+	if !s.greeted {
+		return nil
+	}
+	return s.allow(2 * s.in.opts.Heartbeat)
+}
+
+// A hearing reader notes each piece that arrives: a large frame on a slow link
+// is no silence.
+type hearing struct {
+	s *session
+	r io.Reader
+}
+
+func (h hearing) Read(p []byte) (int, error) {
+	n, err := h.r.Read(p)
+	if n > 0 {
+		if hearErr := h.s.heard(); err == nil {
+			err = hearErr
+		}
+	}
+	return n, err
+}
+
+func (s *session) message(kind int, r io.Reader) error {
+	sc := scratches.Get().(*scratch)
+	defer func() {
+		sc.buf.Reset()
+		clear(sc.blocks)
+		if sc.buf.Cap() <= maxScratch {
+			scratches.Put(sc)
+		}
+	}()
+	if _, err := sc.buf.ReadFrom(hearing{s, r}); err != nil {
+		return err
+	}
+	var err error
+	switch kind {
+	case websocket.BinaryMessage:
+		err = s.frame(sc)
+	case websocket.TextMessage:
+		err = s.control(sc.buf.Bytes())
+	}
+	if err != nil {
+		return err
+	}
+	return s.heard() // the deadline may have passed while the queue or the store was waited for
+}
+
+// frame takes the blocks of a frame: it asks again for those that are damaged
+// and queues the others. It waits while the queue is full.
+func (s *session) frame(sc *scratch) error {
+	if !s.greeted {
+		return breach("a block frame came before hello")
+	}
+	s.in.stats.frames.Add(1)
+	s.in.stats.frameBytes.Add(uint64(sc.buf.Len()))
+	var err error
+	if sc.blocks, err = wire.ParseFrame(sc.blocks[:0], sc.buf.Bytes()); err != nil {
+		return breach(err.Error())
+	}
+	received := time.Now()
+	for i := range sc.blocks {
+		if err := s.block(&sc.blocks[i].Block, received); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) block(b *wire.Block, received time.Time) error {
+	s.in.stats.blocks.Add(1)
+	s.blocks.Add(1)
+	var damage *wire.CRCError
+	if err := b.Check(); errors.As(err, &damage) {
+		s.in.stats.resends.Add(1)
+		if s.damaged++; s.damaged > maxDamaged {
+			return breach(fmt.Sprintf("more than %d blocks arrived damaged, the last one: %v", maxDamaged, damage))
+		}
+		s.log.Debug("a block arrived damaged and is asked for again", "error", damage)
+		s.out.addResend(b)
+		return nil
+	} else if err != nil {
+		return breach(err.Error())
+	}
+	if !s.out.arrived(b, s.in.roster.full) {
+		return breach(fmt.Sprintf("the window of %d bytes and %d blocks was overrun by more than one block",
+			s.in.roster.full.Bytes, s.in.roster.full.Blocks))
+	}
+	own := *b
+	own.Data = bytes.Clone(b.Data) // exactly its size, so that the queue's account is the truth
+	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
+	defer cancel()
+	d := Delivery{Gateway: s.gateway, Session: s.number, Block: own, Received: received}
+	if err := s.in.batcher.submit(ctx, d, s); err != nil {
+		return overload("the record store does not keep up")
+	}
+	return nil
+}
+
+// control takes the payload of a text frame.
+func (s *session) control(data []byte) error {
+	if !utf8.Valid(data) {
+		return farewell{code: websocket.CloseInvalidFramePayloadData, reason: "a text frame is not valid UTF-8"}
+	}
+	m, err := wire.ParseMessage(data)
+	if errors.Is(err, wire.ErrUnknownMessage) {
+		s.log.Debug("a message is unknown and ignored", "error", err)
+		return nil
+	}
+	if err != nil {
+		return breach(err.Error())
+	}
+	if _, ok := m.(*wire.Hello); !ok && !s.greeted {
+		return breach("the first message is not a hello")
+	}
+	switch m := m.(type) {
+	case *wire.Hello:
+		return s.hello(m)
+	case *wire.Lost:
+		return s.lost(m)
+	}
+	return breach(fmt.Sprintf("a message came that only the cloud sends: %.40s", data))
+}
+
+// hello answers with welcome. The session before this one ends here.
+func (s *session) hello(m *wire.Hello) error {
+	switch {
+	case s.greeted:
+		return breach("a second hello came")
+	case m.Gateway != s.gateway:
+		return breach(fmt.Sprintf("hello names the gateway %.128q, but the credential is of %q", m.Gateway, s.gateway))
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.in.timing.hello)
+	defer cancel()
+	store, number, err := s.in.store.NewSession(ctx, s.gateway)
+	if err != nil {
+		return s.noStore(fmt.Errorf("begin session: %w", err))
+	}
+	epochs := make([]touchline.Epoch, len(m.Epochs))
+	for i := range m.Epochs {
+		epochs[i] = m.Epochs[i].Epoch
+	}
+	stored, err := s.in.store.Stored(ctx, s.gateway, epochs)
+	if err != nil {
+		return s.noStore(fmt.Errorf("read what is stored: %w", err))
+	}
+	s.number = number
+	s.log = s.log.With("session", number)
+	window, ok := s.in.roster.greet(s)
+	if !ok {
+		return farewell{code: wire.CloseSuperseded, reason: "a newer session of this gateway took over"}
+	}
+	s.greeted = true
+	s.out.setWelcome(&wire.Welcome{
+		Store: store, Session: number, Stored: trimStored(stored, m.Epochs), Window: window,
+		MaxFrame: s.in.opts.MaxFrameBytes, Heartbeat: int(s.in.opts.Heartbeat.Milliseconds()), Time: time.Now(),
+	})
+	s.log.Info("gateway connected", "software", m.Software, "clock", m.Clock, "epochs", len(m.Epochs))
+	return nil
+}
+
+// trimStored leaves of stored what the gateway still holds, and of that what
+// a message can carry: an epoch takes at most 70 bytes and a range 36, and 4 KiB
+// are for the rest. What is left out is sent and acknowledged again.
+func trimStored(stored []wire.EpochRanges, held []wire.Held) []wire.EpochRanges {
+	const perEpoch, perRange = 70, 36
+	have := make(map[touchline.Epoch]touchline.Ranges, len(stored))
+	for _, er := range stored {
+		have[er.Epoch] = er.Ranges
+	}
+	room := wire.MaxMessageBytes - 4<<10
+	out := make([]wire.EpochRanges, 0, len(stored))
+	for _, h := range held {
+		if room -= perEpoch; room < perRange {
+			break
+		}
+		var keep touchline.Ranges
+		for _, r := range have[h.Epoch] {
+			r.First, r.Last = max(r.First, h.Oldest), min(r.Last, max(h.Next, 1)-1)
+			if r.First <= r.Last && room >= perRange {
+				room -= perRange
+				keep = append(keep, r)
+			}
+		}
+		if len(keep) > 0 {
+			out = append(out, wire.EpochRanges{Epoch: h.Epoch, Ranges: keep})
+		}
+	}
+	return out
+}
+
+// lost records an announcement and confirms it. It tries for one heartbeat.
+func (s *session) lost(m *wire.Lost) error {
+	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
+	defer cancel()
+	for wait := s.in.timing.retryMin; ; wait = min(2*wait, s.in.timing.retryMax) {
+		err := s.in.store.Lost(ctx, s.gateway, *m)
+		if err == nil {
+			break
+		}
+		if pause(ctx, wait); ctx.Err() != nil {
+			return s.noStore(fmt.Errorf("record lost samples: %w", err))
+		}
+	}
+	s.in.stats.lostSamples.Add(m.Ranges.Count())
+	s.log.Warn("gateway lost samples", "samples", m.Ranges.Count(), "cause", m.Cause, "epoch", m.Epoch,
+		"from", time.Unix(0, m.MinTime).UTC(), "to", time.Unix(0, m.MaxTime).UTC())
+	if !s.out.addLost(m.ID) {
+		return breach(fmt.Sprintf("%d confirmations wait and are not read", maxUnconfirmed))
+	}
+	return nil
+}
+
+// breach ends a session whose gateway broke the protocol.
+func breach(reason string) farewell { return farewell{code: wire.CloseProtocol, reason: reason} }
+
+// overload ends a session that this node has no room for. Gateways come back
+// spread over 15 s, so that a thousand of them are 70 handshakes a second.
+func overload(reason string) farewell {
+	after := 5*time.Second + rand.N(15*time.Second)
+	return farewell{code: websocket.CloseTryAgainLater, reason: reason,
+		goaway: &wire.Goaway{Reason: "overload", ReconnectAfter: int(after.Milliseconds())}}
+}
+
+// noStore ends a session that can't go on without the record store.
+func (s *session) noStore(err error) farewell {
+	if s.ctx.Err() == nil {
+		s.log.Error("the record store does not answer", "error", err)
+	}
+	return overload("the record store does not answer")
+}
+
+// parting says how the session ends after err of the reader.
+func (s *session) parting(err error) farewell {
+	var f farewell
+	var closed *websocket.CloseError
+	var network net.Error
+	silent := errors.As(err, &network) && network.Timeout()
+	switch {
+	case errors.As(err, &f):
+		return f
+	case errors.Is(err, websocket.ErrReadLimit):
+		return farewell{code: websocket.CloseMessageTooBig, reason: fmt.Sprintf("a message is larger than %d bytes", s.in.opts.MaxFrameBytes)}
+	case silent && !s.greeted:
+		return breach(fmt.Sprintf("no hello within %s", s.in.timing.hello))
+	case silent:
+		return farewell{reason: fmt.Sprintf("silent for two heartbeats of %s", s.in.opts.Heartbeat)}
+	case errors.As(err, &closed) && closed.Code != websocket.CloseAbnormalClosure:
+		return farewell{code: closed.Code, reason: "closed by the gateway " + closed.Text}
+	case closed != nil, network != nil, errors.Is(err, io.EOF):
+		return farewell{reason: "connection lost: " + err.Error()}
+	}
+	return farewell{code: websocket.CloseProtocolError, reason: err.Error()}
+}

@@ -1,0 +1,103 @@
+package cloud
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"touchline"
+	"touchline/wire"
+)
+
+// A Recorder is the record store as ingest sees it. Its implementations live
+// in packages named for their technology (cloud/sqlite).
+//
+// Record stores every delivery of batch in one transaction, each (epoch, seq)
+// once, and has synced it when it returns nil. The outcomes are in the order
+// of the batch. A repeat (same bounds, same CRC) is Stored again and never an
+// error; a block that overlaps what is stored without being that repeat, or
+// whose epoch belongs to another gateway, is kept aside in the same
+// transaction, and is Stored as well (KeptAside says so): there is no refusal
+// that could eat data. An error means that nothing is known of the batch; the
+// caller offers the same deliveries again. Record is called by one goroutine
+// at a time.
+//
+// Stored returns which numbers of the given epochs the store has, for
+// epochs of this gateway only. Lost records what a gateway announced to be
+// lost; a repeat of an id changes nothing.
+type Recorder interface {
+	Record(ctx context.Context, batch []Delivery) ([]Outcome, error)
+	Stored(ctx context.Context, gateway string, epochs []touchline.Epoch) ([]wire.EpochRanges, error)
+	Lost(ctx context.Context, gateway string, lost wire.Lost) error
+}
+
+// A Delivery is one block as it came from a gateway, its CRC and bounds
+// checked. Samples and Block.Data are the caller's again when Record returns;
+// the strings in them may be kept.
+type Delivery struct {
+	Gateway  string // authenticated
+	Session  uint64
+	Block    wire.Block
+	Samples  []touchline.Sample // what Block.Data decodes to; nil where it could not be decoded
+	Problem  string             // why it could not be decoded; such a block is kept aside
+	Received time.Time
+}
+
+// An Outcome says what became of a delivery; its samples are stored in
+// every case.
+type Outcome struct {
+	Repeat    bool // it was stored before
+	KeptAside bool // stored as it is, but not among the samples; Reason says why
+	Reason    string
+}
+
+// Archive is the record store as readers see it.
+type Archive interface {
+	// Samples calls yield for each sample that q selects, in order of time,
+	// ties by gateway, epoch and seq. It reads what was stored when it was
+	// called, holds no transaction while yield runs for long, and needs
+	// memory that does not grow with the result. It ends with yield's
+	// error, if any.
+	Samples(ctx context.Context, q Query, yield func(Record) error) error
+	// Gateways lists the registered gateways by id.
+	Gateways(ctx context.Context) ([]Gateway, error)
+}
+
+// A Query selects samples. Empty strings and nil times select all.
+type Query struct {
+	Gateway, Sensor, Metric string
+	From, To                *int64 // ns since the Unix epoch; From inclusive, To exclusive
+}
+
+// A Record is a sample as the store has it.
+type Record struct {
+	touchline.Sample
+	Gateway string
+	Epoch   touchline.Epoch
+	Seq     uint64
+}
+
+// Registry is the record store as the gate keeper sees it.
+type Registry interface {
+	// GatewayByToken returns the id of the gateway whose token has this
+	// SHA-256, or ErrUnknownToken. A gateway added a moment ago by another
+	// process is found.
+	GatewayByToken(ctx context.Context, sha256 [32]byte) (string, error)
+	// NewSession returns the store's own id and a session number above all
+	// that this gateway had.
+	NewSession(ctx context.Context, gateway string) (store string, session uint64, err error)
+}
+
+// ErrUnknownToken says that no gateway has the token.
+var ErrUnknownToken = errors.New("unknown token")
+
+// A Gateway is one gateway as the store knows it.
+type Gateway struct {
+	ID         string     `json:"id"`
+	Added      time.Time  `json:"added"`
+	LastStored *time.Time `json:"last_stored,omitempty"` // when a block of it was last stored
+	Samples    uint64     `json:"samples"`               // stored, repeats not counted
+	Blocks     uint64     `json:"blocks"`
+	KeptAside  uint64     `json:"kept_aside"` // blocks
+	Lost       uint64     `json:"lost"`       // samples that it announced as lost
+}

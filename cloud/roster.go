@@ -1,0 +1,180 @@
+package cloud
+
+import (
+	"errors"
+	"sync"
+
+	"touchline/wire"
+)
+
+// A roster knows the uplinks that are open: how many, which session is a
+// gateway's newest, and what window each is offered.
+//
+// The windows of all gateways together fit half the queue: with n of them,
+// each is offered the window halved until n of it do, and a quarter of that
+// while the record store lags. So a reader rarely has to wait for the queue
+// while its gateway waits for a pong. The exception is the floor: a gateway
+// always gets smallestWindow bytes and smallestBlocks blocks.
+type roster struct {
+	full  wire.Window
+	queue int
+	max   int
+	lags  func() bool // says whether the record store does
+
+	wg sync.WaitGroup // one for each admitted connection
+
+	mu       sync.Mutex // covers what follows
+	open     int        // admitted, upgraded or about to be
+	sessions map[*session]struct{}
+	newest   map[string]*session // by gateway: those that said hello
+	offered  wire.Window
+	draining func() farewell // how sessions end once the node stops; nil before
+}
+
+// 64 KiB and four blocks: at 1,000 gateways and one block of 2 KB a second
+// each, that is 30 s of samples.
+const (
+	smallestWindow = 64 << 10
+	smallestBlocks = 4
+)
+
+// laggingHalvings: while the store lags, the window is a quarter.
+const laggingHalvings = 2
+
+var (
+	errFull     = errors.New("as many gateways are connected as this node takes")
+	errDraining = errors.New("this node is stopping")
+)
+
+func newRoster(o *Options, lags func() bool) *roster {
+	full := wire.Window{Bytes: o.WindowBytes, Blocks: o.WindowBlocks}
+	return &roster{full: full, offered: full, queue: o.QueueBytes, max: o.MaxGateways, lags: lags,
+		sessions: map[*session]struct{}{}, newest: map[string]*session{}}
+}
+
+// admit takes a place for a connection that is about to be upgraded. Each
+// admission ends with one call of leave.
+func (r *roster) admit() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.draining != nil:
+		return errDraining
+	case r.open >= r.max:
+		return errFull
+	}
+	r.open++
+	r.wg.Add(1)
+	return nil
+}
+
+// enter adds a connection that was upgraded.
+func (r *roster) enter(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sessions[s] = struct{}{}
+	if r.draining != nil {
+		s.out.end(r.draining())
+	}
+	r.reoffer()
+}
+
+// greet makes s, which has its number now, its gateway's newest session and
+// returns its window. The session that was the newest is ended; where that has a
+// higher number, s itself is, and ok is false.
+func (r *roster) greet(s *session) (window wire.Window, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if other := r.newest[s.gateway]; other != nil {
+		if other.number > s.number {
+			return wire.Window{}, false
+		}
+		other.out.end(farewell{code: wire.CloseSuperseded, reason: "a newer session of this gateway took over"})
+	}
+	r.newest[s.gateway] = s
+	return r.offered, true
+}
+
+// leave gives the place back. s is nil where the upgrade did not happen.
+func (r *roster) leave(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s != nil {
+		delete(r.sessions, s)
+		if r.newest[s.gateway] == s {
+			delete(r.newest, s.gateway)
+		}
+	}
+	r.open--
+	r.reoffer()
+	r.wg.Done()
+}
+
+// refresh is called when the record store began or ceased to lag.
+func (r *roster) refresh() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reoffer()
+}
+
+// reoffer works out the window, and tells all sessions when it changed. It
+// changes by halves, so one that comes or goes seldom makes all hear of it.
+// r.mu is held.
+func (r *roster) reoffer() {
+	halvings := 0
+	for r.full.Bytes>>halvings > smallestWindow && (r.full.Bytes>>halvings)*len(r.sessions) > r.queue/2 {
+		halvings++
+	}
+	if r.lags() {
+		halvings += laggingHalvings
+	}
+	window := wire.Window{
+		Bytes:  max(r.full.Bytes>>halvings, smallestWindow),
+		Blocks: max(r.full.Blocks>>halvings, min(smallestBlocks, r.full.Blocks)),
+	}
+	if window == r.offered {
+		return
+	}
+	r.offered = window
+	for _, s := range r.newest {
+		s.out.setWindow(window)
+	}
+}
+
+// drain ends every session with what f returns, and those that still come.
+func (r *roster) drain(f func() farewell) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.draining = f
+	for s := range r.sessions {
+		s.out.end(f())
+	}
+}
+
+// cut closes every connection that is still open.
+func (r *roster) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s := range r.sessions {
+		s.cut()
+	}
+}
+
+// of returns the newest session of a gateway, or nil.
+func (r *roster) of(gateway string) *session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.newest[gateway]
+}
+
+func (r *roster) counts() (open int, window wire.Window) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.open, r.offered
+}
+
+func (r *roster) stopping() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.draining != nil
+}

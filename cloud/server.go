@@ -1,0 +1,236 @@
+// Package cloud is touchline-cloud: it takes the uplinks of gateways, has the
+// record store keep each sample exactly once, and answers queries about them.
+// A gateway is told that a block is stored after the transaction that holds it is
+// committed and synced, and never before. A Server is made by New, acquires
+// its address in Listen, and lives in Run, which ends with its context.
+package cloud
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"touchline/wire"
+)
+
+// A Store is everything a Server needs of the record store. Its methods are
+// called concurrently, but for Record.
+type Store interface {
+	Recorder
+	Archive
+	Registry
+}
+
+// A Server is one node of the cloud.
+type Server struct {
+	opts     Options
+	store    Store
+	log      *slog.Logger
+	stats    *counters
+	batcher  *batcher
+	ingest   *ingest
+	reader   *reader
+	registry *prometheus.Registry
+
+	mu       sync.Mutex // covers what follows
+	listener net.Listener
+	loopback bool // set before the first request
+	running  bool
+}
+
+// New returns a Server with opts, or an error that names all that is wrong
+// with them. It starts and acquires nothing. The store is the caller's, who
+// closes it after Run has returned.
+func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("cloud options: %w", err)
+	}
+	s := &Server{opts: opts, store: store, log: logger, stats: newCounters()}
+	s.batcher = newBatcher(store, opts.QueueBytes, s.stats, logger)
+	s.ingest = &ingest{opts: opts, timing: defaultTiming, store: store, batcher: s.batcher, roster: newRoster(&opts, s.batcher.lags),
+		stats: s.stats, log: logger, upgrader: newUpgrader()}
+	s.batcher.onLoad = s.ingest.roster.refresh
+	s.reader = &reader{archive: store, timing: defaultTiming, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
+	s.registry = newRegistry(s.Stats)
+	return s, nil
+}
+
+// Listen acquires the address. Connections wait in the system's queue until
+// Run. It may be called once.
+func (s *Server) Listen() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener != nil {
+		return fmt.Errorf("listen on %s: this server listens already", s.opts.Listen)
+	}
+	listener, err := net.Listen("tcp", s.opts.Listen)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("listen on %s: the port is in use, perhaps by another touchline-cloud: stop that, or set listen to another port: %w", s.opts.Listen, err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("listen on %s: this port needs more rights than this user has: set listen to a port above 1023: %w", s.opts.Listen, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("listen on %s: this machine does not have that address: set listen to one that it has, or to 0.0.0.0 for all: %w", s.opts.Listen, err)
+	case err != nil:
+		return fmt.Errorf("listen on %s: %w", s.opts.Listen, err)
+	}
+	address, ok := listener.Addr().(*net.TCPAddr)
+	s.loopback = ok && address.IP.IsLoopback()
+	s.listener = limitConnections(listener, s.opts.MaxGateways+spareConnections)
+	return nil
+}
+
+// Addr returns the address that Listen acquired, with its true port; nil before.
+func (s *Server) Addr() net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		return nil
+	}
+	return s.listener.Addr()
+}
+
+// Close gives the address back where Run did not. It may be called twice.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		return nil
+	}
+	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close listener: %w", err)
+	}
+	return nil
+}
+
+// Run serves until ctx is done, and then returns nil, or until the listener
+// fails. It returns when all that it started has ended: no connection is open
+// and the record store is not used any more. Call Listen first, and Run once.
+//
+// Stopping is a polite crash: gateways are told to come back later, the
+// transaction at hand is finished, and what was not acknowledged is still where
+// it came from.
+func (s *Server) Run(ctx context.Context) error {
+	s.mu.Lock()
+	listener := s.listener
+	again := s.running
+	s.running = true
+	s.mu.Unlock()
+	if listener == nil || again {
+		return errors.New("run cloud: call Listen before Run, and Run once")
+	}
+
+	stop, cancelStop := context.WithCancel(ctx)
+	defer cancelStop()
+	work, cancelWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancelWork()
+	recorded := make(chan struct{})
+	recorderStop, stopRecorder := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRecorder()
+	go func() {
+		defer close(recorded)
+		s.batcher.run(recorderStop, work)
+	}()
+
+	web := s.web(stop)
+	served := make(chan error, 1)
+	go func() { served <- web.Serve(listener) }()
+	s.log.Info("touchline-cloud listens", "address", listener.Addr().String())
+
+	var failure error
+	select {
+	case <-stop.Done():
+		s.log.Info("touchline-cloud stops", "connections", s.Stats().Connections)
+	case err := <-served:
+		failure = fmt.Errorf("serve %s: %w", s.opts.Listen, err)
+		served <- err
+		cancelStop()
+	}
+
+	// The listener and the queries first, whose context ended with stop; then the
+	// gateways; the recorder last, when nobody is left who waits for its queue.
+	s.closeWeb(web)
+	<-served
+	s.sayGoodbye()
+	stopRecorder()
+	timer := time.AfterFunc(s.ingest.timing.shutdown, cancelWork)
+	defer timer.Stop()
+	<-recorded
+	return failure
+}
+
+// Connections beside those of gateways: queries, scrapes, health checks, and
+// handshakes that will be refused.
+const spareConnections = 256
+
+// web makes the HTTP server. A request without a body is one packet: 8 KiB of
+// it in 5 s. Reading has no other limit in time, since a stream is one request;
+// what is written has 30 s, which a stream extends as it goes.
+func (s *Server) web(stop context.Context) *http.Server {
+	return &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    8 << 10,
+		BaseContext:       func(net.Listener) context.Context { return stop },
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // what clients do wrong
+	}
+}
+
+func (s *Server) closeWeb(web *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.ingest.timing.shutdown)
+	defer cancel()
+	if web.Shutdown(ctx) != nil {
+		web.Close() // a reader that does not read
+	}
+}
+
+// sayGoodbye ends all sessions and returns when they have ended. Gateways come
+// back spread over five seconds, to this node's successor or to another.
+func (s *Server) sayGoodbye() {
+	s.ingest.roster.drain(func() farewell {
+		after := time.Second + rand.N(5*time.Second)
+		return farewell{code: websocket.CloseGoingAway, reason: "this node stops",
+			goaway: &wire.Goaway{Reason: "drain", ReconnectAfter: int(after.Milliseconds())}}
+	})
+	timer := time.AfterFunc(s.ingest.timing.shutdown, s.ingest.roster.cut)
+	defer timer.Stop()
+	s.ingest.roster.wg.Wait()
+}
+
+// Ready returns why this node is of no use to gateways now; nil where it is:
+// it is running, the record store answers, and the last transaction succeeded.
+func (s *Server) Ready(ctx context.Context) error {
+	if s.ingest.roster.stopping() {
+		return errDraining
+	}
+	if err := s.batcher.Health(); err != nil {
+		return err
+	}
+	// The hash of no token: to find one would be to invert SHA-256.
+	if _, err := s.store.GatewayByToken(ctx, [32]byte{}); err != nil && !errors.Is(err, ErrUnknownToken) {
+		return fmt.Errorf("ask record store: %w", err)
+	}
+	return nil
+}
+
+// Stats returns a copy of what the server counts. It may be called at any time.
+func (s *Server) Stats() Stats {
+	var st Stats
+	s.stats.fill(&st)
+	connections, window := s.ingest.roster.counts()
+	st.Connections, st.Window = connections, window.Bytes
+	st.QueueBytes, st.QueueBlocks = s.batcher.waiting()
+	return st
+}

@@ -1,0 +1,211 @@
+package cloud
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"touchline/wire"
+)
+
+// A session is one uplink, from its upgrade to its close. Two goroutines live
+// for it: one reads (receive.go), one writes, and the end of each ends the other.
+type session struct {
+	in        *ingest
+	conn      *websocket.Conn
+	gateway   string // authenticated
+	remote    string
+	connected time.Time
+	log       *slog.Logger
+	out       *outbox
+
+	// ctx ends when the writer does or the session is cut: whatever the reader
+	// waits for, the queue or the store, it waits for no longer.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	number   uint64       // from the store; set before the roster has the session
+	lastSeen atomic.Int64 // ns since the Unix epoch
+	rtt      atomic.Int64 // ns; 0 is not known yet
+	blocks   atomic.Uint64
+
+	// Used by the reader only.
+	greeted bool
+	damaged int // blocks that arrived damaged
+
+	mu     sync.Mutex // covers hungUp, and orders it with the read deadline
+	hungUp bool
+}
+
+func newSession(in *ingest, conn *websocket.Conn, gateway string) *session {
+	remote := conn.RemoteAddr().String()
+	s := &session{in: in, conn: conn, gateway: gateway, remote: remote, connected: time.Now(), out: newOutbox(),
+		log: in.log.With("gateway", gateway, "remote", remote)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.lastSeen.Store(s.connected.UnixNano())
+	return s
+}
+
+// run returns when both goroutines have ended and the connection is closed.
+func (s *session) run() {
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		s.write()
+	}()
+	s.out.end(s.read())
+	<-written
+	f := s.out.parting()
+	if f.code != 0 {
+		s.linger()
+	}
+	s.conn.Close()
+	s.in.stats.sessionClosed(f.code)
+	s.log.Info("gateway disconnected", "reason", f.reason, "code", f.code,
+		"blocks", s.blocks.Load(), "after", time.Since(s.connected).Round(time.Millisecond))
+}
+
+// write is the only goroutine that writes messages, pings included. It returns
+// after the farewell, or when a write fails.
+func (s *session) write() {
+	defer s.hangUp()
+	timer := time.NewTimer(s.untilPing())
+	defer timer.Stop()
+	for {
+		ping := false
+		select {
+		case <-s.out.wake:
+		case <-timer.C:
+			ping = true
+			timer.Reset(s.untilPing())
+		}
+		l := s.out.take()
+		if err := s.send(&l, ping); err != nil {
+			s.out.end(farewell{reason: "write: " + err.Error()})
+			return
+		}
+		if l.farewell != nil {
+			return
+		}
+	}
+}
+
+// untilPing spreads the pings of gateways that came together, after a restart
+// say. It is never more than the interval, so that two intervals hold a pong.
+func (s *session) untilPing() time.Duration {
+	return s.in.opts.Heartbeat*4/5 + rand.N(s.in.opts.Heartbeat/5)
+}
+
+func (s *session) send(l *letters, ping bool) error {
+	if l.farewell != nil && l.farewell.code == 0 {
+		return nil
+	}
+	for _, m := range l.messages(time.Now()) {
+		data, err := wire.MarshalMessage(m)
+		if err != nil {
+			return err
+		}
+		if err := s.conn.SetWriteDeadline(time.Now().Add(s.in.timing.write)); err != nil {
+			return err
+		}
+		if err := s.conn.WriteMessage(websocket.TextMessage, data); err != nil {
+			return err
+		}
+	}
+	deadline := time.Now().Add(s.in.timing.write)
+	if l.pong != nil {
+		if err := s.conn.WriteControl(websocket.PongMessage, l.pong, deadline); err != nil {
+			return err
+		}
+	}
+	if ping {
+		sent := binary.BigEndian.AppendUint64(nil, uint64(time.Since(s.connected)))
+		if err := s.conn.WriteControl(websocket.PingMessage, sent, deadline); err != nil {
+			return err
+		}
+	}
+	if f := l.farewell; f != nil {
+		return s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(f.code, closeReason(f.reason)), deadline)
+	}
+	return nil
+}
+
+// closeReason cuts s to the 123 bytes that a close frame holds, between runes.
+func closeReason(s string) string {
+	if len(s) <= 123 {
+		return s
+	}
+	n := 120
+	for n > 0 && s[n]&0xc0 == 0x80 {
+		n--
+	}
+	return s[:n] + "..."
+}
+
+// answered takes a pong, whose payload is what the ping had.
+func (s *session) answered(payload string) {
+	if len(payload) != 8 {
+		return // a pong that nobody asked for is allowed (RFC 6455, section 5.5.3)
+	}
+	sent, now := binary.BigEndian.Uint64([]byte(payload)), uint64(time.Since(s.connected))
+	if sent < now {
+		s.rtt.Store(int64(now - sent))
+	}
+}
+
+// allow gives the other side d to be heard of, unless the session hung up.
+func (s *session) allow(d time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hungUp {
+		return nil // and its read deadline has passed
+	}
+	return s.conn.SetReadDeadline(time.Now().Add(d))
+}
+
+// hangUp ends the reader, wherever it waits.
+func (s *session) hangUp() {
+	s.cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hungUp = true
+	s.conn.SetReadDeadline(time.Unix(1, 0))
+}
+
+// cut closes the connection under both goroutines.
+func (s *session) cut() {
+	s.cancel()
+	s.conn.NetConn().Close()
+}
+
+// lingerBytes is what is read and thrown away behind a close frame: the largest
+// window and frame, and then some.
+const lingerBytes = 64 << 20
+
+// linger waits for the other side's end, reading what it had sent already.
+// Without it the system would answer that with a reset, which overtakes the
+// close frame and hides its reason.
+func (s *session) linger() {
+	conn := s.conn.NetConn()
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	}
+	if conn.SetReadDeadline(time.Now().Add(s.in.timing.linger)) == nil {
+		io.Copy(io.Discard, io.LimitReader(conn, lingerBytes))
+	}
+}
+
+// The batcher tells:
+
+func (s *session) stored(b *wire.Block) { s.out.addStored(b) }
+func (s *session) forget(b *wire.Block) { s.out.forget(b) }
+func (s *session) refuse(*wire.Block) {
+	s.out.end(farewell{code: websocket.CloseInternalServerErr, reason: "the record store can't take a block; it stays with the gateway"})
+}
