@@ -24,7 +24,7 @@ import (
 //
 // Stored returns which numbers of the given epochs the store has, for
 // epochs of this gateway only. Lost records what a gateway announced to be
-// lost; a repeat of an id changes nothing.
+// lost; a repeat of an id of the same epoch changes nothing.
 type Recorder interface {
 	Record(ctx context.Context, batch []Delivery) ([]Outcome, error)
 	Stored(ctx context.Context, gateway string, epochs []touchline.Epoch) ([]wire.EpochRanges, error)

@@ -1,0 +1,273 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"math/bits"
+	"slices"
+	"strings"
+
+	"touchline"
+	"touchline/cloud"
+)
+
+// Record implements cloud.Recorder. It costs one sync, one insert for each
+// new block, and one update for each epoch and each gateway of the batch. It
+// waits while another process writes, for half a minute at most. Where ctx
+// ends before the commit began, the batch is rolled back and the error is
+// that of ctx; a commit is not interrupted.
+func (s *Store) Record(ctx context.Context, batch []cloud.Delivery) ([]cloud.Outcome, error) {
+	if len(batch) == 0 {
+		return nil, nil
+	}
+	s.recording.Lock()
+	defer s.recording.Unlock()
+	outcomes, err := s.record(ctx, batch)
+	if err != nil {
+		s.known.clear() // it may say what was rolled back
+		if ctx.Err() != nil {
+			err = ctx.Err() // and not that the transaction is closed
+		}
+		return nil, fmt.Errorf("record %d blocks: %w", len(batch), err)
+	}
+	s.known.trim()
+	return outcomes, nil
+}
+
+func (s *Store) record(ctx context.Context, batch []cloud.Delivery) (_ []cloud.Outcome, err error) {
+	tx, err := s.beginWrite(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer rollback(tx, &err)
+	version := fileVersion{connection: s.writeConn.opened.Load()}
+	if err := tx.QueryRow(`PRAGMA data_version`).Scan(&version.dataVersion); err != nil {
+		return nil, fmt.Errorf("read data version: %w", err)
+	}
+	s.known.keepIf(version)
+
+	r := recording{tx: tx, known: &s.known, changed: make(map[*cursor]struct{}), tallies: make(map[int64]*tally)}
+	outcomes := make([]cloud.Outcome, len(batch))
+	for i := range batch {
+		// Statements get no context: each takes µs, and a goroutine to watch
+		// a context costs more. A transaction whose context ended refuses
+		// the next statement.
+		if outcomes[i], err = r.deliver(&batch[i]); err != nil {
+			b := &batch[i].Block
+			return nil, fmt.Errorf("block %s/%d+%d of %s: %w", b.Epoch, b.First, b.Count, batch[i].Gateway, err)
+		}
+	}
+	if err := r.update(); err != nil {
+		return nil, err
+	}
+	if err := tx.Commit(); err != nil {
+		return nil, fmt.Errorf("commit: %w", err)
+	}
+	return outcomes, nil
+}
+
+// A recording is the work on one batch.
+type recording struct {
+	tx      *sql.Tx
+	known   *cursorCache
+	changed map[*cursor]struct{} // to be written
+	tallies map[int64]*tally     // by gateway, to be added
+}
+
+// A tally is what a batch adds to a gateway's counters.
+type tally struct {
+	samples, blocks, keptAside int64
+	lastStored                 int64 // ns since the Unix epoch
+}
+
+// deliver stores one block, among the samples or aside, unless it is there.
+func (r *recording) deliver(d *cloud.Delivery) (cloud.Outcome, error) {
+	b := &d.Block
+	if b.Count == 0 || !b.Range().Valid() {
+		return cloud.Outcome{}, errors.New("its numbers are out of bounds") // ingest checks them
+	}
+	gateway, err := r.known.gateway(r.tx, d.Gateway)
+	if err != nil {
+		return cloud.Outcome{}, err
+	}
+	cur, err := r.known.cursor(r.tx, b.Epoch, gateway)
+	if err != nil {
+		return cloud.Outcome{}, err
+	}
+	// The usual block is in order and whole.
+	if cur.gateway == gateway && d.Problem == "" && len(d.Samples) == int(b.Count) && !cur.ranges.Overlaps(b.Range()) {
+		return cloud.Outcome{}, r.store(d, cur)
+	}
+	if outcome, err := r.repeat(d, cur, gateway); err != nil || outcome.Repeat {
+		return outcome, err
+	}
+	reason, err := r.reasonAside(d, cur, gateway)
+	if err != nil {
+		return cloud.Outcome{}, err
+	}
+	return cloud.Outcome{KeptAside: true, Reason: reason}, r.keepAside(d, cur, gateway, reason)
+}
+
+func (r *recording) store(d *cloud.Delivery, cur *cursor) error {
+	b := &d.Block
+	minTime, maxTime := timeSpan(d.Samples)
+	result, err := r.tx.Exec(`
+		INSERT INTO block (cursor, first, count, crc, received, filter, data) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		cur.id, int64(b.First), b.Count, b.CRC, d.Received.UnixNano(), newNameFilter(d.Samples), nonNil(b.Data))
+	if err != nil {
+		return fmt.Errorf("insert: %w", err)
+	}
+	id, err := result.LastInsertId()
+	if err != nil {
+		return fmt.Errorf("insert: %w", err)
+	}
+	_, err = r.tx.Exec(`INSERT INTO block_time (span, min_time, block, max_time, gateway) VALUES (?, ?, ?, ?, ?)`,
+		spanClass(minTime, maxTime), minTime, id, maxTime, cur.gateway)
+	if err != nil {
+		return fmt.Errorf("insert time: %w", err)
+	}
+	t := r.markStored(d, cur, cur.gateway)
+	t.samples += int64(b.Count)
+	t.blocks++
+	return nil
+}
+
+// repeat says whether exactly this block (bounds and CRC) is stored, among
+// the samples or aside.
+func (r *recording) repeat(d *cloud.Delivery, cur *cursor, gateway int64) (cloud.Outcome, error) {
+	b := &d.Block
+	var found int
+	if cur.gateway == gateway {
+		err := r.tx.QueryRow(`SELECT 1 FROM block WHERE cursor = ? AND first = ? AND count = ? AND crc = ?`,
+			cur.id, int64(b.First), b.Count, b.CRC).Scan(&found)
+		if err == nil {
+			return cloud.Outcome{Repeat: true}, nil
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			return cloud.Outcome{}, fmt.Errorf("look for repeat: %w", err)
+		}
+	}
+	var reason string
+	err := r.tx.QueryRow(`SELECT reason FROM aside WHERE cursor = ? AND first = ? AND gateway = ? AND count = ? AND crc = ?`,
+		cur.id, int64(b.First), gateway, b.Count, b.CRC).Scan(&reason)
+	if errors.Is(err, sql.ErrNoRows) {
+		return cloud.Outcome{}, nil
+	}
+	if err != nil {
+		return cloud.Outcome{}, fmt.Errorf("look for repeat aside: %w", err)
+	}
+	return cloud.Outcome{Repeat: true, KeptAside: true, Reason: reason}, nil
+}
+
+// reasonAside says why a block that is no repeat can't stand among the samples.
+func (r *recording) reasonAside(d *cloud.Delivery, cur *cursor, gateway int64) (string, error) {
+	b := &d.Block
+	switch {
+	case cur.gateway != gateway:
+		var owner string
+		if err := r.tx.QueryRow(`SELECT name FROM gateway WHERE id = ?`, cur.gateway).Scan(&owner); err != nil {
+			return "", fmt.Errorf("read owner of epoch: %w", err)
+		}
+		return fmt.Sprintf("the epoch belongs to gateway %s", owner), nil
+	case d.Problem != "":
+		return shorten(d.Problem), nil
+	case len(d.Samples) != int(b.Count):
+		return fmt.Sprintf("it decodes to %d samples where its count is %d", len(d.Samples), b.Count), nil
+	}
+	stored := b.Range().Count()
+	for _, missing := range cur.ranges.Missing(b.Range()) {
+		stored -= missing.Count()
+	}
+	return fmt.Sprintf("%d of its numbers %d to %d are stored from other blocks", stored, b.First, b.Last()), nil
+}
+
+// keepAside stores the block outside the samples. Numbers of the gateway's
+// own epoch are stored then. Those of another gateway's are not touched: what
+// one gateway claims must not make the store refuse what the owner still has.
+func (r *recording) keepAside(d *cloud.Delivery, cur *cursor, gateway int64, reason string) error {
+	b := &d.Block
+	_, err := r.tx.Exec(`
+		INSERT INTO aside (cursor, gateway, first, count, crc, received, reason, data)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+		cur.id, gateway, int64(b.First), b.Count, b.CRC, d.Received.UnixNano(), reason, nonNil(b.Data))
+	if err != nil {
+		return fmt.Errorf("insert aside: %w", err)
+	}
+	r.markStored(d, cur, gateway).keptAside++
+	return nil
+}
+
+// markStored puts the block's numbers into the cursor where it is the
+// gateway's own, and returns the gateway's tally.
+func (r *recording) markStored(d *cloud.Delivery, cur *cursor, gateway int64) *tally {
+	if cur.gateway == gateway {
+		r.known.add(cur, d.Block.Range())
+		r.changed[cur] = struct{}{}
+	}
+	t := r.tallies[gateway]
+	if t == nil {
+		t = &tally{}
+		r.tallies[gateway] = t
+	}
+	t.lastStored = max(t.lastStored, d.Received.UnixNano())
+	return t
+}
+
+// update writes the cursors and counters that the batch changed, each once.
+func (r *recording) update() error {
+	var encoded []byte
+	for cur := range r.changed {
+		encoded = appendRanges(encoded[:0], cur.ranges)
+		if _, err := r.tx.Exec(`UPDATE cursor SET ranges = ? WHERE id = ?`, encoded, cur.id); err != nil {
+			return fmt.Errorf("update cursor of epoch %s: %w", cur.epoch, err)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(r.tallies)) {
+		t := r.tallies[id]
+		_, err := r.tx.Exec(`
+			UPDATE gateway SET samples = samples + ?1, blocks = blocks + ?2, kept_aside = kept_aside + ?3,
+				last_stored = max(coalesce(last_stored, ?4), ?4)
+			WHERE id = ?5`,
+			t.samples, t.blocks, t.keptAside, t.lastStored, id)
+		if err != nil {
+			return fmt.Errorf("update counters: %w", err)
+		}
+	}
+	return nil
+}
+
+// timeSpan returns the times of the oldest and the newest sample.
+func timeSpan(samples []touchline.Sample) (minTime, maxTime int64) {
+	minTime, maxTime = samples[0].Time, samples[0].Time
+	for i := range samples {
+		minTime = min(minTime, samples[i].Time)
+		maxTime = max(maxTime, samples[i].Time)
+	}
+	return minTime, maxTime
+}
+
+// spanClass returns the class of a block's length in time: blocks of class c
+// last less than 16^c ns (class 16: any length). Queries look for blocks
+// class by class, since from the length they know how long before a time a
+// block that reaches it can begin; one block from a clock that jumped by
+// decades then costs the others nothing.
+func spanClass(minTime, maxTime int64) int {
+	return (bits.Len64(uint64(maxTime)-uint64(minTime)) + 3) / 4
+}
+
+// shorten bounds what is stored of a text that comes from outside.
+func shorten(s string) string {
+	const maxTextBytes = 1000
+	return strings.ToValidUTF8(s[:min(len(s), maxTextBytes)], "")
+}
+
+// nonNil makes an empty blob of nil, which would be NULL.
+func nonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}

@@ -1,0 +1,152 @@
+package sqlite
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+)
+
+// applicationID marks the file as a record store ("tlcr"), so that another
+// program's database is not taken for one.
+const applicationID = 0x746c6372
+
+// migrations bring the schema from version i to i+1. They are never changed
+// once released, only added to.
+var migrations = []string{schema1}
+
+// Times are ns since the Unix epoch. Epochs are referred to by their cursor's
+// small id: 16 random bytes in every row and index entry would cost more than
+// many a block's data.
+const schema1 = `
+CREATE TABLE meta (
+	key   TEXT PRIMARY KEY,
+	value TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE gateway (
+	id           INTEGER PRIMARY KEY,
+	name         TEXT NOT NULL UNIQUE,
+	token_sha256 BLOB NOT NULL UNIQUE,
+	added        INTEGER NOT NULL,
+	session      INTEGER NOT NULL DEFAULT 0, -- number of the newest
+	last_stored  INTEGER,
+	samples      INTEGER NOT NULL DEFAULT 0,
+	blocks       INTEGER NOT NULL DEFAULT 0,
+	kept_aside   INTEGER NOT NULL DEFAULT 0, -- blocks
+	lost         INTEGER NOT NULL DEFAULT 0  -- samples
+);
+
+-- One row per epoch: which of its numbers are stored. Bound to the first
+-- gateway that used the epoch. Never pruned: what it forgets could be stored
+-- a second time.
+CREATE TABLE cursor (
+	id      INTEGER PRIMARY KEY,
+	epoch   BLOB NOT NULL UNIQUE,
+	gateway INTEGER NOT NULL REFERENCES gateway,
+	ranges  BLOB NOT NULL -- appendRanges
+);
+
+-- AUTOINCREMENT: ids only rise, also after deletions, so that the highest id
+-- is a snapshot of what a query reads. filter stands before data, so that
+-- looking at it does not read the data's pages.
+CREATE TABLE block (
+	id       INTEGER PRIMARY KEY AUTOINCREMENT,
+	cursor   INTEGER NOT NULL REFERENCES cursor,
+	first    INTEGER NOT NULL,
+	count    INTEGER NOT NULL,
+	crc      INTEGER NOT NULL,
+	received INTEGER NOT NULL,
+	filter   BLOB NOT NULL, -- nameFilter
+	data     BLOB NOT NULL, -- as the gateway sent it
+	UNIQUE (cursor, first)
+);
+
+-- Where queries look for blocks. A table and not an index, since SQLite does
+-- not seek to a place among equal times by a rowid: a gateway whose clock
+-- stands still would make each page of a scan begin from its first block.
+CREATE TABLE block_time (
+	span     INTEGER NOT NULL, -- spanClass(min_time, max_time)
+	min_time INTEGER NOT NULL,
+	block    INTEGER NOT NULL,
+	max_time INTEGER NOT NULL,
+	gateway  INTEGER NOT NULL, -- the cursor's
+	PRIMARY KEY (span, min_time, block)
+) WITHOUT ROWID;
+
+-- Blocks that can't stand among the samples. Their numbers are in the cursor,
+-- unless the epoch is another gateway's.
+CREATE TABLE aside (
+	id       INTEGER PRIMARY KEY AUTOINCREMENT,
+	cursor   INTEGER NOT NULL REFERENCES cursor,
+	gateway  INTEGER NOT NULL REFERENCES gateway, -- who sent it
+	first    INTEGER NOT NULL,
+	count    INTEGER NOT NULL,
+	crc      INTEGER NOT NULL,
+	received INTEGER NOT NULL,
+	reason   TEXT NOT NULL,
+	data     BLOB NOT NULL,
+	UNIQUE (cursor, first, gateway, count, crc)
+);
+
+-- What gateways announced to be lost. Their ids begin anew with each buffer
+-- file, hence the epoch in the key.
+CREATE TABLE lost (
+	gateway  INTEGER NOT NULL REFERENCES gateway,
+	epoch    BLOB NOT NULL,
+	id       INTEGER NOT NULL,
+	ranges   BLOB NOT NULL, -- appendRanges
+	cause    TEXT NOT NULL,
+	min_time INTEGER NOT NULL,
+	max_time INTEGER NOT NULL,
+	recorded INTEGER NOT NULL,
+	PRIMARY KEY (gateway, epoch, id)
+) WITHOUT ROWID;
+`
+
+// migrate brings the schema up to date in one transaction. Of two processes
+// that do it at once one waits for the other and finds nothing to do.
+func (s *Store) migrate(ctx context.Context) (err error) {
+	tx, err := s.beginWrite(ctx)
+	if err != nil {
+		return err
+	}
+	defer rollback(tx, &err)
+	var version int // 0 in a new file
+	if err := tx.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return fmt.Errorf("read schema version: %w", err)
+	}
+	if version > len(migrations) {
+		return fmt.Errorf("the file has schema %d and this version knows up to %d: run the newer touchline-cloud that wrote it", version, len(migrations))
+	}
+	if version == len(migrations) {
+		return nil
+	}
+	for i, migration := range migrations[version:] {
+		if _, err := tx.ExecContext(ctx, migration); err != nil {
+			return fmt.Errorf("migrate schema to version %d: %w", version+i+1, err)
+		}
+	}
+	if version == 0 {
+		var id [16]byte
+		rand.Read(id[:]) // documented never to fail
+		if _, err := tx.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES ('store', ?)`, hex.EncodeToString(id[:])); err != nil {
+			return fmt.Errorf("write store id: %w", err)
+		}
+	}
+	pragmas := fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, len(migrations))
+	if _, err := tx.ExecContext(ctx, pragmas); err != nil {
+		return fmt.Errorf("write schema version: %w", err)
+	}
+	return tx.Commit()
+}
+
+// rollback undoes tx unless it was committed; a failed rollback is added to
+// an error that is there.
+func rollback(tx *sql.Tx, err *error) {
+	if undone := tx.Rollback(); undone != nil && !errors.Is(undone, sql.ErrTxDone) && *err != nil {
+		*err = errors.Join(*err, fmt.Errorf("roll back: %w", undone))
+	}
+}

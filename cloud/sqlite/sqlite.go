@@ -1,0 +1,154 @@
+// Package sqlite is the record store of one node: blocks, cursors, gateways
+// and announced losses in one SQLite file. A batch is recorded in one
+// transaction that is synced (synchronous=FULL) when Record returns; an error
+// leaves nothing behind that a repeat would not find. Open takes the file,
+// Close gives it back; nothing runs in between on its own.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mattn/go-sqlite3"
+
+	"touchline/cloud"
+)
+
+// FileName is the name of the database in the data folder.
+const FileName = "cloud.db"
+
+const (
+	// maxReaders bounds the read connections. Each has a page cache of
+	// 2 MB at most (SQLite's default), and holds one only while a
+	// statement runs, never while a query's reader takes its time.
+	maxReaders = 4
+
+	// maxQueries bounds the Samples calls that run at once; further ones
+	// wait. Each needs up to about 50 MiB (see selection), so 400 MiB in
+	// the worst case and a tenth of that in the usual one.
+	maxQueries = 8
+)
+
+// A Store is the record store. It implements cloud.Recorder, cloud.Archive
+// and cloud.Registry. All methods are safe for concurrent use. Several
+// processes may have the same file open at once (touchline-cloud gateway add
+// beside a running cloud): each sees what the others committed at its next
+// call.
+type Store struct {
+	id     string // drawn when the file was made
+	path   string
+	logger *slog.Logger
+
+	write     *sql.DB // one connection
+	writeConn *connector
+	read      *sql.DB // up to maxReaders, read-only
+
+	recording sync.Mutex // covers known
+	known     cursorCache
+
+	queries chan struct{} // a place for each running Samples
+	limits  limits        // of one query's memory
+
+	decoded, damaged atomic.Uint64 // blocks, for queries
+}
+
+var (
+	_ cloud.Recorder = (*Store)(nil)
+	_ cloud.Archive  = (*Store)(nil)
+	_ cloud.Registry = (*Store)(nil)
+)
+
+// Open opens the store in the folder dir and makes both where they are
+// missing; a new file is synced with its folder before Open returns. It
+// refuses a file that a newer version wrote, one that is not a record store,
+// and an emptied one whose log is still there, and changes none of them.
+func Open(ctx context.Context, dir string, logger *slog.Logger) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open record store: %w", err)
+	}
+	path := filepath.Join(dir, FileName)
+	if err := prepareFile(ctx, dir, path); err != nil {
+		return nil, fmt.Errorf("open record store: %w", err)
+	}
+	s := &Store{
+		path:      path,
+		logger:    logger,
+		writeConn: newConnector(writerDSN(path), verifyWriter),
+		known:     newCursorCache(),
+		queries:   make(chan struct{}, maxQueries),
+		limits:    defaultLimits,
+	}
+	s.write = sql.OpenDB(s.writeConn)
+	s.write.SetMaxOpenConns(1)
+	s.read = sql.OpenDB(newConnector(readerDSN(path), nil))
+	s.read.SetMaxOpenConns(maxReaders)
+	s.read.SetMaxIdleConns(maxReaders)
+	if err := s.begin(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open record store %s: %w", path, err), s.Close())
+	}
+	return s, nil
+}
+
+// begin brings the schema up to date, makes sure that file and folder survive
+// a power cut, and reads the store's id.
+func (s *Store) begin(ctx context.Context) error {
+	if err := s.migrate(ctx); err != nil {
+		return err
+	}
+	if err := syncFolder(filepath.Dir(s.path)); err != nil {
+		return err
+	}
+	if err := s.read.QueryRowContext(ctx, `SELECT value FROM meta WHERE key = 'store'`).Scan(&s.id); err != nil {
+		return fmt.Errorf("read store id: %w", err)
+	}
+	return nil
+}
+
+// beginWrite begins a transaction that has the write lock. It waits for other
+// calls of this process as long as ctx lets it, and for another process up to
+// busyTimeout.
+func (s *Store) beginWrite(ctx context.Context) (*sql.Tx, error) {
+	for end := time.Now().Add(busyTimeout); ; {
+		tx, err := s.write.BeginTx(ctx, nil)
+		if err == nil {
+			return tx, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if !isCode(err, sqlite3.ErrBusy) || time.Now().After(end) {
+			return nil, fmt.Errorf("begin transaction: %w", err)
+		}
+	}
+}
+
+// Close gives the file back. It waits for statements that run, and may be
+// called twice. Calls after it fail.
+func (s *Store) Close() error {
+	// The reader goes first: it can't write, so the writer must be the last
+	// one out, who moves the log into the file and deletes it.
+	return errors.Join(s.read.Close(), s.write.Close())
+}
+
+// ID returns the store's own id, drawn when its file was made.
+func (s *Store) ID() string { return s.id }
+
+// Stats is what the store counted since Open.
+type Stats struct {
+	Queries int    // that run now
+	Decoded uint64 // stored blocks that queries decoded
+	Damaged uint64 // stored blocks that could not be read any more, once for each query
+}
+
+// Stats returns the counters.
+func (s *Store) Stats() Stats {
+	return Stats{Queries: len(s.queries), Decoded: s.decoded.Load(), Damaged: s.damaged.Load()}
+}
