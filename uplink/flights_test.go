@@ -1,0 +1,144 @@
+package uplink
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"touchline"
+	"touchline/wire"
+)
+
+// flights against a model that looks at everything each time.
+func TestFlights_AgreeWithAModel(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 3))
+	type block struct {
+		wire.Block
+		state flightState
+		known bool
+	}
+	for range 200 {
+		fs := newFlights()
+		now := time.Unix(1000, 0)
+		fs.setWindow(wire.Window{Bytes: 1 + rnd.IntN(5000), Blocks: 1 + rnd.IntN(20)}, now)
+		epoch := touchline.NewEpoch()
+		var model []*block
+		next := uint64(1)
+		for range 200 {
+			now = now.Add(time.Second)
+			switch rnd.IntN(5) {
+			case 0, 1: // send the next, or one again
+				b := &block{Block: wire.Block{Epoch: epoch, First: next, Count: uint32(1 + rnd.IntN(5)), Data: make([]byte, 1+rnd.IntN(800))}}
+				resend := false
+				for _, m := range model {
+					if m.known && m.state == again && rnd.IntN(2) == 0 {
+						b, resend = m, true
+						break
+					}
+				}
+				bytes, count := 0, 0
+				for _, m := range model {
+					if m.known && m.state == inFlight {
+						bytes += len(m.Data)
+						count++
+					}
+				}
+				fits := count == 0 || count < fs.window.Blocks && bytes+len(b.Data) <= fs.window.Bytes
+				if got := fs.fits(len(b.Data), resend); got != fits {
+					t.Fatalf("fits(%d) = %v with %d bytes in %d blocks and window %+v", len(b.Data), got, bytes, count, fs.window)
+				}
+				if !fits {
+					continue
+				}
+				if !fs.launch(&b.Block, resend, now) {
+					t.Fatalf("launch of %d refused", b.First)
+				}
+				if !resend {
+					model = append(model, b)
+					next = b.Last() + 1
+				}
+				b.known, b.state = true, inFlight
+			case 2: // accept a range
+				r := someRange(rnd, next)
+				for _, m := range model {
+					if m.known && m.state == inFlight && r.First <= m.First && m.Last() <= r.Last {
+						m.state = accepted
+					}
+				}
+				fs.accept(epoch, r, now)
+			case 3: // store a range
+				r := someRange(rnd, next)
+				var want uint64
+				for _, m := range model {
+					if m.known && r.First <= m.First && m.Last() <= r.Last {
+						m.known = false
+						want += uint64(m.Count)
+					}
+				}
+				if _, got := fs.store(epoch, r, now); got != want {
+					t.Fatalf("store(%v) = %d samples, want %d", r, got, want)
+				}
+			case 4: // ask for one again
+				r := someRange(rnd, next)
+				for _, f := range fs.within(epoch, r) {
+					if f.state == again {
+						continue
+					}
+					fs.recall(f, now)
+					for _, m := range model {
+						if m.First == f.nums.First {
+							m.state = again
+						}
+					}
+					break
+				}
+			}
+			bytes, count, known := 0, 0, 0
+			for _, m := range model {
+				if m.known {
+					known++
+					if m.state == inFlight {
+						bytes += len(m.Data)
+						count++
+					}
+				}
+			}
+			if fs.bytes != bytes || fs.blocks != count || fs.unstored != known {
+				t.Fatalf("flights count %d bytes in %d blocks, %d unstored; the model %d, %d, %d", fs.bytes, fs.blocks, fs.unstored, bytes, count, known)
+			}
+			if _, _, ok := fs.oldest(); ok != (count > 0) {
+				t.Fatalf("oldest says %v with %d blocks in flight", ok, count)
+			}
+		}
+	}
+}
+
+func someRange(rnd *rand.Rand, next uint64) touchline.Range {
+	first := 1 + rnd.Uint64N(next)
+	return touchline.Range{First: first, Last: first + rnd.Uint64N(20)}
+}
+
+func TestFullJitter_StaysWithinItsBounds(t *testing.T) {
+	for _, c := range []struct {
+		base, cap time.Duration
+		n         int
+		want      time.Duration // the limit
+	}{
+		{time.Second, time.Minute, 0, time.Second},
+		{time.Second, time.Minute, 1, 2 * time.Second},
+		{time.Second, time.Minute, 5, 32 * time.Second},
+		{time.Second, time.Minute, 6, time.Minute},
+		{time.Second, time.Minute, 1 << 40, time.Minute},
+		{1, 24 * time.Hour, 46, 1 << 46},
+		{1, 24 * time.Hour, 47, 24 * time.Hour},
+		{time.Minute, time.Minute, 0, time.Minute},
+	} {
+		var asked int64
+		got := fullJitter(c.base, c.cap, c.n, func(m int64) int64 { asked = m; return m - 1 })
+		if time.Duration(asked) != min(c.want, c.cap) || got != time.Duration(asked-1) {
+			t.Errorf("fullJitter(%v, %v, %d) draws below %v and returns %v, want below %v", c.base, c.cap, c.n, time.Duration(asked), got, c.want)
+		}
+	}
+}
