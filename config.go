@@ -168,8 +168,8 @@ func (c *SensorsConfig) checkListen(key, address string, report func(key, proble
 
 func (b *BrokerConfig) check(key string, report func(key, problem string)) {
 	u, err := url.Parse(b.URL)
-	if err != nil || u.Host == "" || !slices.Contains([]string{"tcp", "mqtt", "ssl", "mqtts", "tls"}, u.Scheme) {
-		report(key+".url", fmt.Sprintf("%q is no broker address: write such as \"tcp://192.168.0.10:1883\"", b.URL))
+	if err != nil || u.Host == "" || !slices.Contains([]string{"mqtt", "mqtts", "ws", "wss"}, u.Scheme) {
+		report(key+".url", fmt.Sprintf("%q is no broker address: write such as \"mqtt://192.168.0.10:1883\" or \"mqtts://HOST:8883\"", b.URL))
 	} else if u.User != nil {
 		report(key+".url", "has a user or password in it: use username and password_file")
 	}

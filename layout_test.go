@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	"touchline/installer":           {"touchline/systemd"},
 	"touchline/daemon":              {"touchline", "touchline/wire", "touchline/sensors", "touchline/buffer", "touchline/uplink"},
 	"touchline/simulator":           {"touchline", "touchline/payload"},
-	"touchline/cmd/touchline":       {"touchline", "touchline/daemon", "touchline/installer", "touchline/simulator"},
+	"touchline/cmd/touchline":       {"touchline", "touchline/config", "touchline/daemon", "touchline/installer", "touchline/simulator"},
 	"touchline/cmd/touchline-cloud": {"touchline", "touchline/cloud", "touchline/cloud/sqlite"},
 	"touchline/cmd/demo":            {"touchline", "touchline/daemon", "touchline/cloud", "touchline/cloud/sqlite", "touchline/simulator"},
 	"touchline/bench":               {},
