@@ -1,0 +1,239 @@
+// Package buffer is the gateway's durable middle: it keeps every sample in
+// one SQLite file until the cloud said that it has it. What was appended with
+// success survives a power cut one instruction later; reading deletes
+// nothing; samples are forgotten only by Ack or by a limit that the operator
+// set, and then the loss is recorded. Open it, give Run a goroutine, and end
+// it by ending Run's context or by Close, which waits for Run.
+package buffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"touchline"
+	"touchline/wire"
+)
+
+// Options say where a buffer is and what it may take. All of them come from
+// config.toml; Open refuses values that are out of bounds, all at once.
+type Options struct {
+	Dir            string        // folder of the database and its lock; made if it is missing
+	MaxBytes       int64         // of blocks held, at least MinMaxBytes
+	MaxAge         time.Duration // of blocks held, in running time; 0 keeps them for ever
+	FreeReserve    int64         // bytes that stay free on the file system; 0 does not look
+	WhenFull       Policy        // what gives way at MaxBytes and FreeReserve
+	CommitInterval time.Duration // least time between the starts of two commits; 0 commits as fast as the disk syncs
+
+	clock func() time.Duration                // monotonic; nil is the system's. Tests move it.
+	free  func(dir string) (int64, error)     // bytes free for us at dir; nil asks the system
+	fault func(stage string, err error) error // nil outside tests; sees, and may replace, what SQLite said
+	tick  time.Duration                       // how often an idle buffer looks after itself; 0 is tickInterval
+}
+
+// Bounds of Options.
+const (
+	// MinMaxBytes leaves room for a few of the largest blocks (192 KiB).
+	MinMaxBytes = 1 << 20
+	// MinMaxAge is well above the second in which ages are looked at.
+	MinMaxAge = 10 * time.Second
+	// MaxCommitInterval stays below the patience of sensors, which is some
+	// tens of seconds for a PUBACK or an HTTP answer.
+	MaxCommitInterval = 10 * time.Second
+)
+
+func (o *Options) check() error {
+	var errs []error
+	if o.Dir == "" {
+		errs = append(errs, errors.New("the folder is empty: name one"))
+	}
+	if o.MaxBytes < MinMaxBytes {
+		errs = append(errs, fmt.Errorf("max_bytes is %d: use at least %d", o.MaxBytes, MinMaxBytes))
+	}
+	if o.MaxAge != 0 && o.MaxAge < MinMaxAge {
+		errs = append(errs, fmt.Errorf("max_age is %s: use at least %s, or 0 for no limit", o.MaxAge, MinMaxAge))
+	}
+	if o.FreeReserve < 0 {
+		errs = append(errs, fmt.Errorf("free_reserve is %d: use 0 or more", o.FreeReserve))
+	}
+	if o.WhenFull != EvictOldest && o.WhenFull != Refuse {
+		errs = append(errs, fmt.Errorf("when_full is %s: use %s or %s", o.WhenFull, EvictOldest, Refuse))
+	}
+	if o.CommitInterval < 0 || o.CommitInterval > MaxCommitInterval {
+		errs = append(errs, fmt.Errorf("commit_interval is %s: use 0 to %s", o.CommitInterval, MaxCommitInterval))
+	}
+	return errors.Join(errs...)
+}
+
+// A Policy says what gives way when the buffer is full.
+type Policy uint8
+
+// The zero Policy is none, so that forgetting to choose is an error.
+const (
+	EvictOldest Policy = iota + 1 // the oldest blocks are deleted, and recorded as lost
+	Refuse                        // new samples are refused with a FullError
+)
+
+// ParsePolicy reads the form that String writes, as config.toml has it.
+func ParsePolicy(s string) (Policy, error) {
+	for _, p := range []Policy{EvictOldest, Refuse} {
+		if s == p.String() {
+			return p, nil
+		}
+	}
+	return 0, fmt.Errorf("policy %.40q: use %q or %q", s, EvictOldest, Refuse)
+}
+
+// String returns the policy's name in config.toml.
+func (p Policy) String() string {
+	switch p {
+	case EvictOldest:
+		return "evict_oldest"
+	case Refuse:
+		return "refuse"
+	}
+	return fmt.Sprintf("policy %d", uint8(p))
+}
+
+// A Buffer is one opening of a buffer's file. Its methods are safe for
+// concurrent use. Only Run writes to the file.
+//
+// The order of shutdown is: end what appends, end what reads, then end Run
+// and Close. An append that comes later is told ErrClosed; none is lost
+// between two stools, since each is either refused or answered.
+type Buffer struct {
+	opts  Options
+	log   *slog.Logger
+	lock  *os.File
+	store *store
+	clock runningClock
+	epoch touchline.Epoch // of this opening
+	known epochs          // its own and those of which the file has blocks
+
+	life    context.Context // ends when the buffer is told to end
+	stop    context.CancelFunc
+	running atomic.Bool   // Run was called
+	ended   chan struct{} // closed when Run has returned
+	closed  sync.Once
+	closing error // result of the first Close
+
+	room   *semaphore.Weighted // bytes of samples that may wait for a commit
+	work   chan struct{}       // something waits for the commit loop; holds one token
+	urgent chan struct{}       // …and should not wait for CommitInterval; holds one token
+
+	readers sync.RWMutex // held shared while the file is read, so that Close waits
+
+	mu      sync.Mutex // covers all below
+	refused error      // why nothing more is taken: ErrClosed; nil while open
+	waiting *batch     // appended, not yet taken by the commit loop
+	arrived chan struct{}
+	acks    acks
+	lost    []*lostRecord // oldest first
+	held    totals
+	oldest  int64 // running ms at which the oldest block was committed
+	status  status
+	damaged map[touchline.Position]struct{} // blocks found damaged, each counted once
+
+	w writer // what belongs to the goroutine of Run alone
+}
+
+// Open locks the folder, opens or makes the database in it, and draws a fresh
+// epoch. It returns a LockedError if another buffer has the folder, and
+// leaves a file alone that a newer version wrote or that is no buffer. ctx
+// ends the opening, not the buffer.
+func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, error) {
+	if err := opts.check(); err != nil {
+		return nil, fmt.Errorf("open buffer: %w", err)
+	}
+	dir, err := filepath.Abs(opts.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open buffer: %w", err)
+	}
+	opts.Dir = dir
+	if opts.free == nil {
+		opts.free = freeBytes
+	}
+	if opts.tick == 0 {
+		opts.tick = tickInterval
+	}
+	lock, err := lockFolder(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open buffer: %w", err)
+	}
+	st, err := openStore(ctx, filepath.Join(dir, databaseName))
+	if err != nil {
+		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, lock.Close()))
+	}
+	b := newBuffer(opts, logger)
+	b.lock, b.store = lock, st
+	if err := b.load(ctx); err != nil {
+		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, st.close(), lock.Close()))
+	}
+	b.log.Info("buffer opened", "file", st.path, "epoch", b.epoch.String(), "epochs_held", len(b.known.bases)-1,
+		"blocks", b.held.blocks, "samples", b.held.samples, "bytes", b.held.bytes, "lost_unconfirmed", len(b.lost))
+	return b, nil
+}
+
+func newBuffer(opts Options, logger *slog.Logger) *Buffer {
+	b := &Buffer{
+		opts:    opts,
+		log:     logger,
+		epoch:   touchline.NewEpoch(),
+		ended:   make(chan struct{}),
+		room:    semaphore.NewWeighted(queueBytes),
+		work:    make(chan struct{}, 1),
+		urgent:  make(chan struct{}, 1),
+		waiting: &batch{},
+		arrived: make(chan struct{}),
+		acks:    newAcks(),
+		damaged: make(map[touchline.Position]struct{}),
+	}
+	b.w = writer{spare: &batch{}, encoder: wire.NewEncoder(), nextSeq: 1, freeAt: -freeInterval}
+	b.life, b.stop = context.WithCancel(context.Background())
+	return b
+}
+
+// load reads what the file holds into memory.
+func (b *Buffer) load(ctx context.Context) error {
+	state, err := b.store.load(ctx)
+	if err != nil {
+		return err
+	}
+	b.held, b.lost, b.known = state.held, state.lost, state.epochs
+	b.known.add(state.lastKey, b.epoch) // in the file with its first block
+	b.clock = newRunningClock(state.runningMS, b.opts.clock)
+	b.oldest = state.oldest
+	b.w.talliedAt = b.clock.now()
+	return nil
+}
+
+// Close ends Run if it still runs, waits for it and for readers, and frees
+// the file and its lock. What was accepted and not yet committed is committed
+// by Run before it returns; where Run was never called it is told ErrClosed.
+// A second Close returns what the first did.
+func (b *Buffer) Close() error {
+	b.closed.Do(func() {
+		b.stop()
+		if b.running.CompareAndSwap(false, true) {
+			b.refuse(ErrClosed)
+			b.answer(b.take(), ErrClosed)
+			close(b.ended)
+		}
+		<-b.ended
+		b.readers.Lock() // waits for reads that are under way; later ones see that life has ended
+		defer b.readers.Unlock()
+		b.closing = errors.Join(b.store.close(), b.lock.Close())
+	})
+	if b.closing != nil {
+		return fmt.Errorf("close buffer: %w", b.closing)
+	}
+	return nil
+}

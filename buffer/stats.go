@@ -1,0 +1,94 @@
+package buffer
+
+import (
+	"time"
+
+	"touchline"
+)
+
+// A State says whether the buffer takes samples.
+type State string
+
+// The states of a buffer.
+const (
+	StateOK    State = "ok"
+	StateFull  State = "full"  // a limit is reached and the policy is to refuse, or the disk is full
+	StateError State = "error" // the last commit failed; it is tried again
+)
+
+// Stats is a copy of what the buffer counted. Counters begin at zero with
+// each opening.
+type Stats struct {
+	Epoch     touchline.Epoch
+	State     State
+	LastError string // of the last commit that failed, "" if none did
+
+	Blocks, Samples, Bytes int64         // held; Bytes as MaxBytes counts them
+	OldestAge              time.Duration // running time since the oldest block held was committed; 0 without blocks
+	Waiting                int           // samples that wait for a commit
+	LostRecords            int           // not yet confirmed
+
+	Appended uint64            // samples committed
+	Acked    uint64            // samples deleted because the cloud has them
+	Evicted  map[string]uint64 // samples deleted, by cause: max_bytes, max_age, free_reserve
+	Damaged  uint64            // blocks found damaged when they were read
+
+	Commits      uint64        // transactions that inserted samples
+	CommitErrors uint64        // commits that failed
+	LastCommit   time.Duration // how long the last one took, encoding and sync included
+}
+
+// status is what the buffer counts; Buffer.mu covers it.
+type status struct {
+	limit     string // why appends are refused by policy; "" if they are not
+	failing   bool   // the last commit failed
+	diskFull  bool   // …because the disk is full
+	retryAt   time.Time
+	lastError string
+
+	appended, acked, damaged uint64
+	evicted                  [causes]uint64
+	commits, commitErrors    uint64
+	lastCommit               time.Duration
+}
+
+func (s *status) state() State {
+	switch {
+	case s.limit != "", s.failing && s.diskFull:
+		return StateFull
+	case s.failing:
+		return StateError
+	}
+	return StateOK
+}
+
+// Stats returns the counters as of now. It never waits for the disk, and may
+// be called after Close.
+func (b *Buffer) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := Stats{
+		Epoch:        b.epoch,
+		State:        b.status.state(),
+		LastError:    b.status.lastError,
+		Blocks:       b.held.blocks,
+		Samples:      b.held.samples,
+		Bytes:        b.held.bytes,
+		Waiting:      len(b.waiting.samples),
+		LostRecords:  len(b.lost),
+		Appended:     b.status.appended,
+		Acked:        b.status.acked,
+		Evicted:      make(map[string]uint64, causes),
+		Damaged:      b.status.damaged,
+		Commits:      b.status.commits,
+		CommitErrors: b.status.commitErrors,
+		LastCommit:   b.status.lastCommit,
+	}
+	if b.held.blocks > 0 {
+		s.OldestAge = time.Duration(b.clock.now()-b.oldest) * time.Millisecond
+	}
+	for c, n := range b.status.evicted {
+		s.Evicted[cause(c).String()] = n
+	}
+	return s
+}

@@ -1,0 +1,445 @@
+package buffer
+
+import (
+	"context"
+	"database/sql"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"touchline"
+)
+
+const databaseName = "buffer.db"
+
+// schema is the file's layout, version 1.
+//
+// A block's key is epoch.base plus the number of its first sample (see
+// epochs). Counting, acknowledging and evicting read the heads of blocks; what
+// of the data does not fit the page of the head is on pages that they skip.
+//
+// committed is running time (see runningClock) in ms; times of samples are ns
+// since the Unix epoch. Lost records name their epoch in full, since they
+// outlive its row; n is their order of age.
+//
+// tally has what all blocks with keys up to upto add up to. Each transaction
+// that deletes renews it, and one a minute, so that Open counts no more than
+// the blocks of a minute.
+const schema = `
+CREATE TABLE epoch (
+	base INTEGER PRIMARY KEY,
+	uuid BLOB NOT NULL UNIQUE
+) STRICT;
+CREATE TABLE block (
+	key       INTEGER PRIMARY KEY,
+	count     INTEGER NOT NULL,
+	min_time  INTEGER NOT NULL,
+	max_time  INTEGER NOT NULL,
+	crc       INTEGER NOT NULL,
+	committed INTEGER NOT NULL,
+	data      BLOB NOT NULL
+) STRICT;
+CREATE TABLE lost (
+	n        INTEGER PRIMARY KEY,
+	id       INTEGER NOT NULL UNIQUE,
+	epoch    BLOB NOT NULL,
+	ranges   TEXT NOT NULL,
+	cause    TEXT NOT NULL,
+	min_time INTEGER NOT NULL,
+	max_time INTEGER NOT NULL
+) STRICT;
+CREATE TABLE tally (
+	one        INTEGER PRIMARY KEY CHECK (one = 1),
+	upto       INTEGER NOT NULL,
+	blocks     INTEGER NOT NULL,
+	samples    INTEGER NOT NULL,
+	data_bytes INTEGER NOT NULL,
+	running_ms INTEGER NOT NULL
+) STRICT;
+INSERT INTO tally VALUES (1, 0, 0, 0, 0, 0);
+`
+
+const (
+	schemaVersion = 1
+	applicationID = 0x746c6275 // "tlbu", so that no other program's database is taken for a buffer
+
+	// Pages are 4 KiB. A log of 16 MiB is copied into the database at once:
+	// what a connected gateway acknowledges within that time is freed and
+	// reused in the log, and never written to the database at all.
+	pageBytes       = 4096
+	checkpointPages = 16 << 20 / pageBytes
+	// SQLite itself copies at four times that, should our estimate of the
+	// log's length be wrong.
+	autoCheckpointPages = 4 * checkpointPages
+	// After it was copied the log file is cut to twice its usual length.
+	journalSizeLimit = 2 * checkpointPages * pageBytes
+
+	// One connection for each reader at a time: the uplink, the status
+	// page, an export, and one to spare.
+	maxReaders = 4
+)
+
+// store is the SQLite file: one connection that writes, a pool that reads,
+// and the statements. It knows nothing of queues and limits.
+type store struct {
+	path    string
+	writeDB *sql.DB
+	conn    *sql.Conn // the only one of writeDB; used by one goroutine at a time
+	readDB  *sql.DB
+
+	begin, commit, rollback                      *sql.Stmt
+	insertBlock, insertEpoch, sweepEpochs        *sql.Stmt
+	ackVictims, oldVictims, deleteBlocks, oldest *sql.Stmt
+	insertLost, updateLost, deleteLost           *sql.Stmt
+	probe, saveTally                             *sql.Stmt
+	read, after, upTo                            *sql.Stmt // of readDB
+}
+
+// openStore opens the file at path, or makes it, and checks that SQLite took
+// the settings on which durability depends.
+func openStore(ctx context.Context, path string) (_ *store, err error) {
+	fresh, err := checkHead(path)
+	if err != nil {
+		return nil, err
+	}
+	if fresh {
+		// Made here, not by SQLite, so that nobody else may read it.
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("make database: %w", err)
+		}
+		if err := f.Close(); err != nil {
+			return nil, fmt.Errorf("make database: %w", err)
+		}
+	}
+	s := &store{path: path}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if err := s.connect(ctx); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	if err := s.migrate(ctx); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	if err := s.prepare(ctx); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// checkHead looks at the file before SQLite does, which would change it:
+// https://www.sqlite.org/fileformat2.html, section 1.3. It says whether the
+// file is missing or empty, and returns an error for one that this version
+// must leave alone.
+func checkHead(path string) (fresh bool, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, checkNoLog(path, "missing")
+	}
+	if err != nil {
+		return false, fmt.Errorf("open database: %w", err)
+	}
+	defer f.Close()
+	var head [100]byte
+	n, err := io.ReadFull(f, head[:])
+	if err == io.EOF {
+		return true, checkNoLog(path, "empty")
+	}
+	if err != nil && err != io.ErrUnexpectedEOF {
+		return false, fmt.Errorf("read database: %w", err)
+	}
+	if n < len(head) || !strings.HasPrefix(string(head[:]), "SQLite format 3\x00") {
+		return false, fmt.Errorf("%s is not a SQLite database: move it away, and start again", path)
+	}
+	version, id := binary.BigEndian.Uint32(head[60:]), binary.BigEndian.Uint32(head[68:])
+	return false, checkVersion(path, id, version)
+}
+
+// checkNoLog keeps SQLite from deleting a log whose database is gone.
+func checkNoLog(path, what string) error {
+	if info, err := os.Stat(path + "-wal"); err == nil && info.Size() > 0 {
+		return fmt.Errorf("%s is %s, but its log %s-wal holds %d bytes of samples: bring the database back, or move both away", path, what, path, info.Size())
+	}
+	return nil
+}
+
+// checkVersion refuses what this version can't use. Version and id are both 0
+// in a file whose making was cut short.
+func checkVersion(path string, id, version uint32) error {
+	switch {
+	case id == 0 && version == 0, id == applicationID && version == schemaVersion:
+		return nil
+	case id == applicationID && version > schemaVersion:
+		return fmt.Errorf("%s was written by a newer touchline (its schema is %d, this version knows %d): install that version again, or move the file away", path, version, schemaVersion)
+	}
+	return fmt.Errorf("%s is a SQLite database, but not a touchline buffer: move it away, and start again", path)
+}
+
+// connect opens the connections. vfs=unix-excl keeps the index of the log in
+// memory instead of a mapped file, which kills the process with SIGBUS on some
+// full disks; it also locks other processes out.
+func (s *store) connect(ctx context.Context) error {
+	uri := (&url.URL{Scheme: "file", Path: s.path}).String()
+	common := uri + "?vfs=unix-excl&_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000"
+	var err error
+	// auto_vacuum comes before the file has a table, or it has no effect.
+	if s.writeDB, err = sql.Open("sqlite3", common+"&_auto_vacuum=incremental&_txlock=immediate&_cache_size=-8000"); err != nil {
+		return err
+	}
+	s.writeDB.SetMaxOpenConns(1)
+	if s.conn, err = s.writeDB.Conn(ctx); err != nil {
+		return err
+	}
+	for _, pragma := range []string{
+		"PRAGMA wal_autocheckpoint = " + strconv.Itoa(autoCheckpointPages),
+		"PRAGMA journal_size_limit = " + strconv.Itoa(journalSizeLimit),
+	} {
+		if _, err := s.conn.ExecContext(ctx, pragma); err != nil {
+			return fmt.Errorf("%s: %w", pragma, err)
+		}
+	}
+	for _, want := range []struct{ pragma, value string }{
+		{"journal_mode", "wal"}, {"synchronous", "2"}, {"auto_vacuum", "2"}, {"page_size", strconv.Itoa(pageBytes)},
+	} {
+		var got string
+		if err := s.conn.QueryRowContext(ctx, "PRAGMA "+want.pragma).Scan(&got); err != nil {
+			return fmt.Errorf("ask for %s: %w", want.pragma, err)
+		}
+		if got != want.value {
+			return fmt.Errorf("SQLite has %s = %s where durability needs %s", want.pragma, got, want.value)
+		}
+	}
+	if s.readDB, err = sql.Open("sqlite3", common+"&_query_only=true"); err != nil {
+		return err
+	}
+	s.readDB.SetMaxOpenConns(maxReaders)
+	s.readDB.SetMaxIdleConns(maxReaders)
+	return nil
+}
+
+// migrate makes the tables of a new file, and makes sure that file and name
+// survive a power cut: the first sync of a new file is in vain if its folder
+// forgets it.
+func (s *store) migrate(ctx context.Context) error {
+	var version, id uint32
+	if err := s.conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return fmt.Errorf("read schema version: %w", err)
+	}
+	if err := s.conn.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
+		return fmt.Errorf("read application id: %w", err)
+	}
+	if err := checkVersion(s.path, id, version); err != nil {
+		return err
+	}
+	if version == schemaVersion {
+		return nil
+	}
+	script := fmt.Sprintf("BEGIN IMMEDIATE; %s PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
+		schema, applicationID, schemaVersion)
+	if _, err := s.conn.ExecContext(ctx, script); err != nil {
+		_, _ = s.conn.ExecContext(context.Background(), "ROLLBACK") // fails where nothing was begun
+		return fmt.Errorf("make tables: %w", err)
+	}
+	if _, err := s.checkpoint("TRUNCATE"); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(s.path))
+}
+
+// statements are prepared once; a pool prepares them again on each of its
+// connections as needed.
+func (s *store) prepare(ctx context.Context) error {
+	const victim = "SELECT key, count, length(data), min_time, max_time, committed FROM block "
+	type statement struct {
+		to   **sql.Stmt
+		text string
+	}
+	for _, p := range []statement{
+		{&s.begin, "BEGIN IMMEDIATE"},
+		{&s.commit, "COMMIT"},
+		{&s.rollback, "ROLLBACK"},
+		{&s.insertBlock, "INSERT INTO block (key, count, min_time, max_time, crc, committed, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"},
+		{&s.deleteBlocks, "DELETE FROM block WHERE key BETWEEN ?1 AND ?2"},
+		{&s.ackVictims, victim + "WHERE key BETWEEN ?1 AND ?2 AND key + count - 1 <= ?2 ORDER BY key LIMIT ?3"},
+		{&s.oldVictims, victim + "ORDER BY key LIMIT ?1"},
+		{&s.oldest, "SELECT committed FROM block ORDER BY key LIMIT 1"},
+		{&s.probe, "SELECT count(*) FROM block WHERE key = ?1"},
+		{&s.insertEpoch, "INSERT INTO epoch (base, uuid) VALUES (?1, ?2)"},
+		// The first block behind the base is another epoch's, or there is none.
+		{&s.sweepEpochs, `DELETE FROM epoch WHERE base <> ?1
+			AND coalesce((SELECT min(key) FROM block WHERE key > epoch.base), 9223372036854775807)
+			> coalesce((SELECT min(base) FROM epoch AS later WHERE later.base > epoch.base), 9223372036854775806)`},
+		{&s.insertLost, "INSERT INTO lost (id, epoch, ranges, cause, min_time, max_time) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"},
+		{&s.updateLost, "UPDATE lost SET ranges = ?2, min_time = ?3, max_time = ?4 WHERE id = ?1"},
+		{&s.deleteLost, "DELETE FROM lost WHERE id = ?1"},
+		{&s.saveTally, "UPDATE tally SET upto = ?1, blocks = ?2, samples = ?3, data_bytes = ?4, running_ms = ?5"},
+	} {
+		stmt, err := s.conn.PrepareContext(ctx, p.text)
+		if err != nil {
+			return fmt.Errorf("prepare %q: %w", p.text, err)
+		}
+		*p.to = stmt
+	}
+	for _, p := range []statement{
+		{&s.read, "SELECT key, count, crc, data FROM block WHERE key >= ?1 ORDER BY key LIMIT ?2"},
+		{&s.after, "SELECT key, count FROM block WHERE key > ?1 ORDER BY key LIMIT 1"},
+		{&s.upTo, "SELECT key, count FROM block WHERE key <= ?1 ORDER BY key DESC LIMIT 1"},
+	} {
+		stmt, err := s.readDB.PrepareContext(ctx, p.text)
+		if err != nil {
+			return fmt.Errorf("prepare %q: %w", p.text, err)
+		}
+		*p.to = stmt
+	}
+	return nil
+}
+
+// contents is what a file holds when it is opened.
+type contents struct {
+	held      totals
+	oldest    int64 // running ms
+	runningMS int64
+	lastKey   int64 // of a block or an epoch
+	epochs    epochs
+	lost      []*lostRecord
+}
+
+func (s *store) load(ctx context.Context) (contents, error) {
+	var c contents
+	if err := s.loadTotals(ctx, &c); err != nil {
+		return c, fmt.Errorf("count blocks: %w", err)
+	}
+	if err := s.loadEpochs(ctx, &c); err != nil {
+		return c, fmt.Errorf("read epochs: %w", err)
+	}
+	if err := s.loadLost(ctx, &c); err != nil {
+		return c, fmt.Errorf("read lost records: %w", err)
+	}
+	return c, nil
+}
+
+func (s *store) loadTotals(ctx context.Context, c *contents) error {
+	var data int64
+	row := s.conn.QueryRowContext(ctx, `SELECT tally.blocks + rest.blocks, tally.samples + rest.samples, tally.data_bytes + rest.bytes
+		FROM tally, (SELECT count(*) AS blocks, coalesce(sum(count), 0) AS samples, coalesce(sum(length(data)), 0) AS bytes
+			FROM block WHERE key > (SELECT upto FROM tally)) AS rest`)
+	if err := row.Scan(&c.held.blocks, &c.held.samples, &data); err != nil {
+		return err
+	}
+	c.held.bytes = data + c.held.blocks*blockOverheadBytes
+	// The youngest block says how late it was when it was committed; the
+	// clock saved with the tally may be later.
+	row = s.conn.QueryRowContext(ctx, `SELECT
+		coalesce((SELECT committed FROM block ORDER BY key LIMIT 1), 0),
+		max(coalesce((SELECT committed FROM block ORDER BY key DESC LIMIT 1), 0), (SELECT running_ms FROM tally)),
+		coalesce((SELECT key + count - 1 FROM block ORDER BY key DESC LIMIT 1), 0)`)
+	return row.Scan(&c.oldest, &c.runningMS, &c.lastKey)
+}
+
+func (s *store) loadEpochs(ctx context.Context, c *contents) error {
+	rows, err := s.conn.QueryContext(ctx, "SELECT base, uuid FROM epoch ORDER BY base")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var base int64
+		var uuid []byte
+		if err := rows.Scan(&base, &uuid); err != nil {
+			return err
+		}
+		var epoch touchline.Epoch
+		if len(uuid) != len(epoch) {
+			return fmt.Errorf("epoch %d has %d bytes: want %d", base, len(uuid), len(epoch))
+		}
+		copy(epoch[:], uuid)
+		c.epochs.add(base, epoch)
+		c.lastKey = max(c.lastKey, base+1)
+	}
+	return rows.Err()
+}
+
+func (s *store) loadLost(ctx context.Context, c *contents) error {
+	rows, err := s.conn.QueryContext(ctx, "SELECT id, epoch, ranges, cause, min_time, max_time FROM lost ORDER BY n")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		// Whether an earlier run announced it is not known: it stays as it is.
+		r := &lostRecord{announced: true}
+		var uuid, ranges []byte
+		if err := rows.Scan(&r.ID, &uuid, &ranges, &r.Cause, &r.MinTime, &r.MaxTime); err != nil {
+			return err
+		}
+		copy(r.Epoch[:], uuid)
+		if err := json.Unmarshal(ranges, &r.Ranges); err != nil {
+			return fmt.Errorf("record %d: %w", r.ID, err)
+		}
+		c.lost = append(c.lost, r)
+	}
+	return rows.Err()
+}
+
+// checkpoint copies the log into the database and returns how many pages of it
+// are left. PASSIVE waits for nobody, and leaves what somebody still reads
+// older pages of; TRUNCATE waits for readers (at most the busy timeout) and
+// empties the log; NOOP only counts.
+func (s *store) checkpoint(mode string) (pages int, err error) {
+	var busy, log, done int
+	row := s.conn.QueryRowContext(context.Background(), "PRAGMA wal_checkpoint("+mode+")")
+	if err := row.Scan(&busy, &log, &done); err != nil {
+		return 0, fmt.Errorf("checkpoint: %w", err)
+	}
+	return max(log-done, 0), nil
+}
+
+// pragma returns the number that a pragma of the writing connection has.
+func (s *store) pragma(name string) (int64, error) {
+	var n int64
+	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA "+name).Scan(&n); err != nil {
+		return 0, fmt.Errorf("ask for %s: %w", name, err)
+	}
+	return n, nil
+}
+
+// vacuum gives up to pages unused pages back to the file system. SQLite frees
+// one at each step of the statement.
+func (s *store) vacuum(pages int) error {
+	rows, err := s.conn.QueryContext(context.Background(), "PRAGMA incremental_vacuum("+strconv.Itoa(pages)+")")
+	if err != nil {
+		return fmt.Errorf("vacuum: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("vacuum: %w", err)
+	}
+	return nil
+}
+
+// close frees the connections; the last one copies the log into the database.
+func (s *store) close() error {
+	var errs []error
+	if s.readDB != nil {
+		errs = append(errs, s.readDB.Close()) // with its statements
+	}
+	if s.conn != nil {
+		errs = append(errs, s.conn.Close())
+	}
+	if s.writeDB != nil {
+		errs = append(errs, s.writeDB.Close())
+	}
+	return errors.Join(errs...)
+}
