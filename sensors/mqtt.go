@@ -1,0 +1,221 @@
+package sensors
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// MQTTOptions are what ListenMQTT needs. Every field is required.
+type MQTTOptions struct {
+	Address        string        // host:port to listen on
+	PayloadBytes   int           // largest payload of a message
+	MaxConnections int           // open at a time; as many sessions may be waiting for their client
+	Window         int           // messages of one connection that are not yet acknowledged, 1 to 65,535
+	Patience       time.Duration // how long a full store is waited for before a sensor's connection is closed
+}
+
+// Limits that are no settings.
+const (
+	// A PUBLISH is its payload, a topic of at most 267 bytes, and MQTT 5
+	// properties, for which 4 KiB is plenty.
+	packetOverhead = 4 << 10
+
+	// The read buffer bounds how many small messages go to the store together:
+	// 4 KiB hold 30 of 130 bytes.
+	readBufferBytes = 4 << 10
+
+	// Messages waiting for a slow subscriber; more are dropped. A queue costs
+	// 8 bytes a place in each connection, so 512 are 4 KiB.
+	subscriberQueue = 512
+
+	maxSubscriptions  = 16  // of one client: a display has a few
+	maxFilterBytes    = 512 // of one subscription; the longest topic has 267
+	maxClientIDBytes  = 256
+	maxAliases        = 16 // MQTT 5 topic aliases of one connection, 267 bytes each
+	maxRetained       = 1024
+	maxRetainedBytes  = 4 << 10          // of one retained payload, so all of them stay below 4 MiB
+	sessionExpiry     = time.Hour        // of a session whose client is away
+	maxKeepalive      = 5 * time.Minute  // that an MQTT 5 client is told to use instead of a longer one or none
+	connectTimeout    = 10 * time.Second // from accept to CONNECT
+	writeTimeout      = 10 * time.Second // of one write; then the connection is closed
+	maxInflightBytes  = 1 << 20          // payload and samples of one connection, not yet acknowledged
+	takeoverPatience  = 5 * time.Second  // how long the older connection of a client id may take to end
+	handshakeHeadroom = 64               // connections that have not sent CONNECT yet, beyond MaxConnections
+)
+
+func (o *MQTTOptions) validate() error {
+	var errs []error
+	if o.Address == "" {
+		errs = append(errs, errors.New("address is empty: use host:port"))
+	}
+	if o.PayloadBytes < 1 || o.PayloadBytes > 16<<20 {
+		errs = append(errs, fmt.Errorf("payload bytes are %d: use 1 to 16777216", o.PayloadBytes))
+	}
+	if o.MaxConnections < 1 {
+		errs = append(errs, fmt.Errorf("max connections are %d: at least 1 is needed", o.MaxConnections))
+	}
+	if o.Window < 1 || o.Window > 65535 {
+		errs = append(errs, fmt.Errorf("window is %d: use 1 to 65535 messages", o.Window))
+	}
+	if o.Patience <= 0 {
+		errs = append(errs, fmt.Errorf("patience is %s: use more than 0", o.Patience))
+	}
+	return errors.Join(errs...)
+}
+
+// MQTT is the embedded broker, MQTT 3.1.1 and 5. Sensors publish to
+// sensors/<sensor> and sensors/<sensor>/<metric>; PUBACK and PUBREC follow the
+// commit, in the order of the messages. Subscribers on the local network get a
+// message after it is durable (nobody sees what could still be lost), at
+// QoS 0, and lose what they are too slow to take. Only a will goes to them at
+// once; it is stored like any message.
+//
+// QoS 2 is exactly once as long as the session lives: for an hour after its
+// client left, and until the gateway restarts.
+type MQTT struct {
+	opts     MQTTOptions
+	intake   *Intake
+	logger   *slog.Logger
+	trouble  *limitedLog
+	server   *mqtt.Server
+	listener net.Listener
+	sessions *sessions
+	batches  pool[answer]
+
+	connectTimeout time.Duration // shorter in a test
+
+	ctx  context.Context // done when the broker ends; unblocks what waits for the store
+	stop context.CancelFunc
+
+	mu     sync.Mutex // covers what is below
+	ran    bool
+	closed bool
+	conns  map[*mqttConn]struct{}
+	wg     sync.WaitGroup // one for each in conns; Add only while not closed
+}
+
+// ListenMQTT binds opts.Address. Connections are accepted once Run is called.
+func ListenMQTT(opts MQTTOptions, intake *Intake, logger *slog.Logger) (*MQTT, error) {
+	if err := opts.validate(); err != nil {
+		return nil, fmt.Errorf("mqtt options: %w", err)
+	}
+	config := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3, // a dead peer is found in a minute
+	}}
+	listener, err := config.Listen(context.Background(), "tcp", opts.Address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for mqtt: %w", err)
+	}
+	m := &MQTT{
+		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
+		listener: listener, sessions: newSessions(opts.MaxConnections),
+		conns: make(map[*mqttConn]struct{}), connectTimeout: connectTimeout,
+	}
+	m.ctx, m.stop = context.WithCancel(context.Background())
+	m.server = mqtt.New(serverOptions(opts, logger))
+	err = errors.Join(
+		m.server.AddHook(&hook{m: m}, nil),
+		m.server.AddListener(&acceptor{m: m}),
+	)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("set up mqtt: %w", err), listener.Close())
+	}
+	return m, nil
+}
+
+// serverOptions returns mochi's options: nothing in it may grow without bound.
+func serverOptions(opts MQTTOptions, logger *slog.Logger) *mqtt.Options {
+	c := mqtt.NewDefaultServerCapabilities()
+	c.MaximumClients = int64(opts.MaxConnections)
+	c.MaximumPacketSize = uint32(opts.PayloadBytes + packetOverhead)
+	c.MaximumClientWritesPending = subscriberQueue
+	c.MaximumSessionExpiryInterval = uint32(sessionExpiry / time.Second)
+	c.MaximumMessageExpiryInterval = 0 // otherwise each message gets an expiry that nobody asked for
+	c.ReceiveMaximum = uint16(opts.Window)
+	c.MaximumInflight = 1024
+	c.TopicAliasMaximum = maxAliases
+	c.SharedSubAvailable = 0
+	c.Compatibilities = mqtt.Compatibilities{
+		ObscureNotAuthorized:       true,
+		PassiveClientDisconnect:    true, // so who sends DISCONNECT here must also close
+		NoInheritedPropertiesOnAck: true,
+	}
+	return &mqtt.Options{
+		Capabilities:             c,
+		ClientNetReadBufferSize:  readBufferBytes,
+		ClientNetWriteBufferSize: 2 << 10,
+		// $SYS topics are not offered, and each publication of them stops the
+		// world to read memory statistics: next time in ten years.
+		SysTopicResendInterval: 10 * 365 * 24 * 3600,
+		Logger:                 slog.New(&mochiHandler{logger.Handler()}),
+	}
+}
+
+// Addr returns the address that is listened on.
+func (m *MQTT) Addr() net.Addr { return m.listener.Addr() }
+
+// Run serves until ctx is done, then closes all connections and returns when
+// every message that was handed to the store has been answered by it: the
+// store must be closed after Run.
+func (m *MQTT) Run(ctx context.Context) error {
+	m.mu.Lock()
+	if m.closed || m.ran {
+		m.mu.Unlock()
+		return errors.New("run mqtt: it is closed or was run before")
+	}
+	m.ran = true
+	m.mu.Unlock()
+	if err := m.server.Serve(); err != nil {
+		return errors.Join(fmt.Errorf("serve mqtt: %w", err), m.Close())
+	}
+	for topic := range m.server.Topics.Retained.GetAll() {
+		if strings.HasPrefix(topic, mqtt.SysPrefix) { // mochi has just published them; sensors may have been as quick
+			m.server.Topics.RetainMessage(packets.Packet{TopicName: topic})
+		}
+	}
+	m.logger.Info("mqtt listens", "address", m.Addr().String())
+	select {
+	case <-ctx.Done():
+	case <-m.ctx.Done(): // Close
+	}
+	return m.Close()
+}
+
+// Close ends the broker as the end of Run's context does, and waits for its
+// goroutines. It may be called twice.
+func (m *MQTT) Close() error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		m.wg.Wait()
+		return nil
+	}
+	m.closed = true
+	ran := m.ran
+	m.mu.Unlock()
+	m.stop()
+	var err error
+	if ran {
+		err = m.server.Close() // closes the acceptor, and with it all connections
+	} else {
+		err = m.closeListener()
+	}
+	m.wg.Wait()
+	return err
+}
+
+func (m *MQTT) closeListener() error {
+	if err := m.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close mqtt listener: %w", err)
+	}
+	return nil
+}

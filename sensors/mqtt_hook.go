@@ -1,0 +1,258 @@
+package sensors
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"touchline"
+	"touchline/payload"
+)
+
+// hook is where mochi calls the gateway.
+type hook struct {
+	mqtt.HookBase
+	m *MQTT
+}
+
+func (h *hook) ID() string { return "touchline" }
+
+func (h *hook) Provides(b byte) bool {
+	switch b {
+	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished,
+		mqtt.OnDisconnect, mqtt.OnClientExpired, mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnACLCheck,
+		mqtt.OnSubscribe, mqtt.OnPublishDropped, mqtt.OnWill, mqtt.OnWillSent:
+		return true
+	}
+	return false
+}
+
+// consumed is what mochi gets instead of a packet that was dealt with here: an
+// acknowledgement of a packet id that can't exist, on which it does nothing.
+//
+// mochi's own way is OnPublish with ErrRejectPacket, which answers nothing
+// either. But what mochi does before it is wrong for a broker that answers
+// later: invalid topics are dropped in silence, repeated QoS 2 messages are
+// refused, and a rejection allocates a log record with the whole packet.
+var consumed = packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}}
+
+// OnPacketRead takes PUBLISH and PUBREL. Any other packet is mochi's, and so
+// are those of these two that break the protocol: it knows how to say so.
+func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	var err error
+	switch pk.FixedHeader.Type {
+	case packets.Publish:
+		if pk.PublishValidate(maxAliases) != packets.CodeSuccess {
+			return pk, nil
+		}
+		err = cl.Net.Conn.(*mqttConn).publish(&pk)
+	case packets.Pubrel:
+		err = cl.Net.Conn.(*mqttConn).release(pk.PacketID)
+	default:
+		return pk, nil
+	}
+	if err != nil {
+		return pk, packets.ErrRejectPacket // ends the connection; why is known there
+	}
+	return consumed, nil
+}
+
+// OnConnect checks what mochi does not. An error closes the connection.
+func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
+	refuse := func(code packets.Code, err error) error {
+		cl.Net.Conn.(*mqttConn).closed.Store(&closing{CauseProtocol, err})
+		if cl.Properties.ProtocolVersion < 5 && code != packets.ErrClientIdentifierNotValid {
+			code = packets.ErrBadUsernameOrPassword // 3.1.1 has no code for it but "not authorized"
+		}
+		_ = h.m.server.SendConnack(cl, code, false, nil)
+		return code
+	}
+	if n := len(cl.ID); n > maxClientIDBytes {
+		return refuse(packets.ErrClientIdentifierNotValid, fmt.Errorf("client id %.40q… has %d bytes: at most %d are allowed", cl.ID, n, maxClientIDBytes))
+	}
+	if pk.Connect.WillFlag {
+		if _, _, err := parseTopic(pk.Connect.WillTopic); err != nil {
+			return refuse(packets.ErrTopicNameInvalid, fmt.Errorf("will: %w", err))
+		}
+	}
+	if k := cl.State.Keepalive; cl.Properties.ProtocolVersion == 5 && (k == 0 || k > uint16(maxKeepalive/time.Second)) {
+		cl.State.Keepalive, cl.State.ServerKeepalive = uint16(maxKeepalive/time.Second), true
+	}
+	return nil
+}
+
+// OnConnectAuthenticate is the one place where credentials will be checked.
+// Until there are any, everybody on the network that the gateway listens on
+// may come in; the settings refuse a network beyond loopback without consent.
+func (h *hook) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
+
+// OnSessionEstablish ends the older connection of the same client id (MQTT 5,
+// section 3.1.4) and waits for its end, so that nothing of it is under way
+// when mochi hands its session on.
+func (h *hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
+	c := cl.Net.Conn.(*mqttConn)
+	c.client, c.version = cl, cl.Properties.ProtocolVersion
+	var older *mqttConn
+	c.session, older = h.m.sessions.attach(cl.ID, c, pk.Connect.Clean)
+	if older == nil {
+		return
+	}
+	h.m.trouble.warn("mqtt client id is used twice: the older connection was closed", slog.String("client", cl.ID),
+		slog.String("older", older.RemoteAddr().String()), slog.String("newer", c.RemoteAddr().String()))
+	if older.version == 5 {
+		_ = h.m.server.DisconnectClient(older.client, packets.ErrSessionTakenOver)
+	}
+	_ = older.Conn.Close()
+	timeout := time.NewTimer(takeoverPatience)
+	defer timeout.Stop()
+	select {
+	case <-older.done:
+	case <-timeout.C: // it waits for the store; it is closed, and mochi takes its session from it
+	case <-h.m.ctx.Done():
+	}
+}
+
+// OnSessionEstablished comes after CONNACK and before the first message.
+func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
+	c := cl.Net.Conn.(*mqttConn)
+	c.session.connected(c)
+	h.m.logger.Debug("mqtt client connected", "client", cl.ID, "remote", c.RemoteAddr().String(), "version", c.version)
+}
+
+// OnDisconnect hands over the messages that came just before DISCONNECT.
+func (h *hook) OnDisconnect(cl *mqtt.Client, _ error, expire bool) {
+	c := cl.Net.Conn.(*mqttConn)
+	c.flush()
+	h.m.leave(c, expire)
+}
+
+// leave ends c's hold of its session.
+func (m *MQTT) leave(c *mqttConn, expire bool) {
+	c.left = true
+	forgotten := m.sessions.detach(c.client.ID, c, expire)
+	if forgotten == "" {
+		return
+	}
+	m.intake.reject(CauseLimit)
+	m.trouble.warn("mqtt session forgotten: too many clients are away", slog.String("client", forgotten))
+	if old, ok := m.server.Clients.Get(forgotten); ok && old.Closed() {
+		m.forget(old)
+	}
+}
+
+// forget removes a client that is gone from mochi's memory.
+func (m *MQTT) forget(cl *mqtt.Client) {
+	if now, ok := m.server.Clients.Get(cl.ID); !ok || now != cl {
+		return
+	}
+	m.server.UnsubscribeClient(cl)
+	m.server.Clients.Delete(cl.ID)
+}
+
+// OnClientExpired ends a session whose client stayed away. mochi forgets the
+// client but not its subscriptions.
+func (h *hook) OnClientExpired(cl *mqtt.Client) {
+	h.m.server.UnsubscribeClient(cl)
+	h.m.sessions.expire(cl.ID)
+}
+
+// OnPacketEncode tells MQTT 5 clients the limits, which mochi holds but does
+// not mention.
+func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	if pk.FixedHeader.Type == packets.Connack && pk.ReasonCode == packets.CodeSuccess.Code && cl.Properties.ProtocolVersion == 5 {
+		pk.Properties.MaximumPacketSize = h.m.server.Options.Capabilities.MaximumPacketSize
+		pk.Properties.TopicAliasMaximum = maxAliases
+		pk.Properties.SharedSubAvailable, pk.Properties.SharedSubAvailableFlag = 0, true
+	}
+	return pk
+}
+
+// OnSubscribe grants QoS 0: a display that is slow or away must cost neither
+// memory nor a sensor's time. What a subscriber misses is stored all the same.
+// An empty filter is how mochi is made to refuse one.
+func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	room := maxSubscriptions - cl.State.Subscriptions.Len()
+	for i := range pk.Filters {
+		f := &pk.Filters[i]
+		f.Qos = 0
+		_, known := cl.State.Subscriptions.Get(f.Filter)
+		if !known {
+			room--
+		}
+		if len(f.Filter) > maxFilterBytes || room < 0 && !known {
+			h.m.intake.reject(CauseLimit)
+			h.m.trouble.warn("mqtt subscription refused: too many or too long", slog.String("client", cl.ID),
+				slog.Int("max_subscriptions", maxSubscriptions), slog.Int("max_filter_bytes", maxFilterBytes))
+			f.Filter = ""
+		}
+	}
+	return pk
+}
+
+// OnACLCheck is asked for filters and for each delivery. $SYS and shared
+// subscriptions are not offered.
+func (h *hook) OnACLCheck(_ *mqtt.Client, topic string, write bool) bool {
+	return write || !strings.HasPrefix(topic, "$")
+}
+
+// OnPublishDropped counts what a subscriber was too slow for.
+func (h *hook) OnPublishDropped(*mqtt.Client, packets.Packet) { h.m.intake.dropped.Add(1) }
+
+// OnWill is asked when a client is gone without DISCONNECT.
+func (h *hook) OnWill(_ *mqtt.Client, will mqtt.Will) (mqtt.Will, error) {
+	will.Retain = h.m.mayRetain(will.TopicName, will.Payload, will.Retain)
+	return will, nil
+}
+
+// OnWillSent stores a will like any message of its sensor. Its time is that of
+// the sending.
+func (h *hook) OnWillSent(_ *mqtt.Client, pk packets.Packet) {
+	m := h.m
+	sensor, metric, err := parseTopic(pk.TopicName)
+	if err != nil {
+		panic("BUG: a will with a bad topic was let in")
+	}
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return
+	}
+	m.wg.Add(1)
+	m.mu.Unlock()
+	b := &load{messages: 1, bytes: len(pk.Payload), arrived: m.intake.now().UnixNano()}
+	src := payload.Source{Sensor: sensor, Metric: metric, Now: b.arrived}
+	if b.samples, err = payload.NewDecoder().Decode(nil, payload.Auto, src, pk.Payload); err != nil {
+		b.samples, b.raw = []touchline.Sample{payload.Raw(src, pk.Payload)}, 1
+	}
+	m.intake.counters[TransportMQTT].messages.Add(1)
+	done := func(err error) {
+		m.intake.account(TransportMQTT, &seenCache{}, b, err)
+		m.wg.Done()
+	}
+	if err := m.intake.store.AppendAsync(m.ctx, b.samples, done); err != nil {
+		done(err)
+	}
+}
+
+// hasSubscribers says whether anybody listens.
+func (m *MQTT) hasSubscribers() bool { return atomic.LoadInt64(&m.server.Info.Subscriptions) > 0 }
+
+// mayRetain says whether a message asked to be retained may be: it is small,
+// and there are not too many. It is passed on in any case.
+func (m *MQTT) mayRetain(topic string, payload []byte, asked bool) bool {
+	if !asked || len(payload) == 0 {
+		return asked
+	}
+	retained := m.server.Topics.Retained
+	if _, known := retained.Get(topic); len(payload) <= maxRetainedBytes && (known || retained.Len() < maxRetained) {
+		return true
+	}
+	m.trouble.warn("mqtt message not retained: too large, or too many are", slog.String("topic", topic),
+		slog.Int("max_bytes", maxRetainedBytes), slog.Int("max_messages", maxRetained))
+	return false
+}

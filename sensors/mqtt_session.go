@@ -1,0 +1,164 @@
+package sensors
+
+import "sync"
+
+// sessions are those of the embedded broker, by client id: connected ones, and
+// at most maxAway whose client may come back.
+type sessions struct {
+	maxAway int
+
+	mu   sync.Mutex // covers byID and the owners in it
+	byID map[string]*session
+	away int
+	turn uint64 // of leaving; the session with the lowest turn is away longest
+}
+
+// session is what is remembered of one client id: which connection has it, and
+// for QoS 2 which packet ids the client may not use for another message yet.
+type session struct {
+	owner *mqttConn // nil while the client is away
+	left  uint64    // its turn
+
+	mu   sync.Mutex
+	conn *mqttConn // takes acknowledgements; set after CONNACK
+	// QoS 2, made with the first such message: 8 KiB each.
+	pending  *idSet              // handed to the store
+	received *idSet              // durable, PUBREC is due or sent, PUBREL has not come
+	repeated map[uint16]struct{} // of pending: sent again, so that somebody waits on conn
+}
+
+func newSessions(maxAway int) *sessions {
+	return &sessions{maxAway: maxAway, byID: make(map[string]*session)}
+}
+
+// attach makes c the owner of its client id's session, and returns the
+// connection that had it. With clean the session is a new one.
+func (ss *sessions) attach(id string, c *mqttConn, clean bool) (s *session, older *mqttConn) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	s = ss.byID[id]
+	if s != nil {
+		older = s.owner
+		if older == nil {
+			ss.away--
+		}
+	}
+	if s == nil || clean {
+		s = &session{}
+		ss.byID[id] = s
+	}
+	s.owner = c
+	return s, older
+}
+
+// detach ends c's ownership, and the session too if it expires now. It returns
+// the client id that had to be forgotten because too many are away, or "".
+func (ss *sessions) detach(id string, c *mqttConn, expire bool) (forgotten string) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	s := ss.byID[id]
+	if s == nil || s.owner != c {
+		return "" // another connection has the id by now
+	}
+	s.owner = nil
+	if expire {
+		delete(ss.byID, id)
+		return ""
+	}
+	ss.turn++
+	ss.away++
+	s.left = ss.turn
+	if ss.away <= ss.maxAway {
+		return ""
+	}
+	lowest := ss.turn + 1
+	for id, s := range ss.byID { // some thousand entries, and only when a client leaves a full house
+		if s.owner == nil && s.left < lowest {
+			forgotten, lowest = id, s.left
+		}
+	}
+	delete(ss.byID, forgotten)
+	ss.away--
+	return forgotten
+}
+
+// expire forgets the session of a client that stayed away.
+func (ss *sessions) expire(id string) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if s := ss.byID[id]; s != nil && s.owner == nil {
+		delete(ss.byID, id)
+		ss.away--
+	}
+}
+
+// connected lets c take the session's acknowledgements.
+func (s *session) connected(c *mqttConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conn = c
+}
+
+// standing says what is known of a QoS 2 packet id.
+type standing uint8
+
+const (
+	unknownID standing = iota
+	pendingID
+	receivedID
+)
+
+// begin notes a QoS 2 message that goes to the store, unless its id is known:
+// then it is a repetition and must not be stored again.
+func (s *session) begin(id uint16) standing {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.received.has(id):
+		return receivedID
+	case s.pending.has(id):
+		s.repeated[id] = struct{}{}
+		return pendingID
+	}
+	if s.pending == nil {
+		s.pending, s.received, s.repeated = new(idSet), new(idSet), make(map[uint16]struct{})
+	}
+	s.pending.add(id)
+	return unknownID
+}
+
+// stored notes that the message is durable, or with false that it is not known
+// to be. It returns the connection that the client has by now, and whether the
+// client has sent the message again.
+func (s *session) stored(id uint16, ok bool) (now *mqttConn, repeated bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending.remove(id)
+	if ok {
+		s.received.add(id)
+	}
+	_, repeated = s.repeated[id]
+	delete(s.repeated, id)
+	return s.conn, repeated
+}
+
+// end frees an id on PUBREL and returns what it was.
+func (s *session) end(id uint16) standing {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.pending.has(id):
+		return pendingID
+	case s.received.has(id):
+		s.received.remove(id)
+		return receivedID
+	}
+	return unknownID
+}
+
+// idSet is a set of packet ids. A nil idSet is empty.
+type idSet [1 << 16 / 64]uint64
+
+func (s *idSet) has(id uint16) bool { return s != nil && s[id/64]&(1<<(id%64)) != 0 }
+func (s *idSet) add(id uint16)      { s[id/64] |= 1 << (id % 64) }
+func (s *idSet) remove(id uint16)   { s[id/64] &^= 1 << (id % 64) }

@@ -1,0 +1,50 @@
+package sensors
+
+import (
+	"encoding/json"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// problem is an error as HTTP clients get it (RFC 9457).
+type problem struct {
+	Type     string `json:"type"`
+	Title    string `json:"title"`
+	Status   int    `json:"status"`
+	Detail   string `json:"detail"`
+	Instance string `json:"instance,omitempty"`
+
+	retryAfter time.Duration
+	allow      string
+}
+
+// The types are names, not addresses: nothing is served under them.
+func newProblem(status int, kind, title, detail string) *problem {
+	return &problem{Type: "urn:touchline:problem:" + kind, Title: title, Status: status, Detail: detail}
+}
+
+func (p *problem) write(w http.ResponseWriter, r *http.Request) {
+	p.Instance = r.URL.Path
+	body, err := json.Marshal(p)
+	if err != nil {
+		panic("BUG: a problem has only strings and numbers: " + err.Error())
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/problem+json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("X-Content-Type-Options", "nosniff") // the detail quotes what the client sent
+	if p.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(wholeSeconds(p.retryAfter)))
+	}
+	if p.allow != "" {
+		h.Set("Allow", p.allow)
+	}
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(body) // a client that is gone learns nothing
+}
+
+// wholeSeconds rounds up, since Retry-After knows seconds only and 0 would be
+// no pause.
+func wholeSeconds(d time.Duration) int { return max(1, int(math.Ceil(d.Seconds()))) }

@@ -1,0 +1,75 @@
+package sensors
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"touchline"
+)
+
+// topicRule is what a person is told whose topic names no sensor.
+const topicRule = "publish to sensors/<sensor> or sensors/<sensor>/<metric>"
+
+// parseTopic reads sensors/<sensor> and sensors/<sensor>/<metric>. metric is
+// empty for the first.
+func parseTopic(topic string) (sensor, metric string, err error) {
+	rest, ok := strings.CutPrefix(topic, "sensors/")
+	if !ok {
+		return "", "", fmt.Errorf("topic %.80q is not one of a sensor: %s", topic, topicRule)
+	}
+	sensor, metric, hasMetric := strings.Cut(rest, "/")
+	if err := touchline.CheckSensor(sensor); err != nil {
+		return "", "", fmt.Errorf("topic %.80q: %w: %s", topic, err, topicRule)
+	}
+	if !hasMetric {
+		return sensor, "", nil
+	}
+	if strings.Contains(metric, "/") {
+		return "", "", fmt.Errorf("topic %.80q has more than three levels: %s", topic, topicRule)
+	}
+	if err := touchline.CheckMetric(metric); err != nil {
+		return "", "", fmt.Errorf("topic %.80q: %w: %s", topic, err, topicRule)
+	}
+	return sensor, metric, nil
+}
+
+// foreignTopic maps any topic of a site's own broker to a sensor, so that two
+// topics are never taken for one sensor and none is lost. sensors/<sensor> and
+// sensors/<sensor>/<metric> mean here what they mean everywhere. Any other
+// topic is a sensor itself: its slashes become dots, and what is a dot already
+// or no part of a name is written as %XX. Where that is longer than a name
+// may be, its end is replaced by ~ and the first 128 bits of the topic's
+// SHA-256.
+func foreignTopic(topic string) (sensor, metric string) {
+	if sensor, metric, err := parseTopic(topic); err == nil {
+		return sensor, metric
+	}
+	var b strings.Builder
+	for i := 0; i < len(topic); {
+		c := topic[i]
+		_, size := utf8.DecodeRuneInString(topic[i:])
+		switch {
+		case c == '/':
+			b.WriteByte('.')
+		case c < 0x20 || c == 0x7f || strings.IndexByte(".%~+#", c) >= 0 || c >= utf8.RuneSelf && size == 1:
+			fmt.Fprintf(&b, "%%%02X", c)
+		default:
+			b.WriteString(topic[i : i+size])
+		}
+		i += size
+	}
+	name := b.String()
+	if name == "" || len(name) > touchline.MaxNameBytes {
+		const digest = 16
+		sum := sha256.Sum256([]byte(topic))
+		head := min(len(name), touchline.MaxNameBytes-1-2*digest)
+		for head > 0 && head < len(name) && !utf8.RuneStart(name[head]) {
+			head-- // never half a character
+		}
+		name = name[:head] + "~" + hex.EncodeToString(sum[:digest])
+	}
+	return name, ""
+}
