@@ -1,0 +1,320 @@
+// Package daemon is the gateway: it opens the buffer, the listeners and the
+// uplink as the settings say, hands them to one another, and runs them until
+// one fails or the context ends. It is the only package that knows sensors,
+// buffer and uplink at once. What was acknowledged is safe at every moment,
+// so stopping needs no drain: Run closes the listeners first and the buffer
+// last, and a crash would have lost nothing more.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"touchline"
+	"touchline/buffer"
+	"touchline/sensors"
+	"touchline/uplink"
+)
+
+// Daemon is one gateway.
+type Daemon struct {
+	config  touchline.Config
+	logger  *slog.Logger
+	started time.Time
+
+	buffer   *buffer.Buffer
+	intake   *sensors.Intake
+	mqtt     *sensors.MQTT     // nil: off
+	brokers  []*sensors.Broker // the site's own
+	samples  *sensors.HTTP     // nil: off
+	listener net.Listener      // of HTTP; nil: off
+	uplink   *uplink.Uplink    // nil: this gateway just buffers
+	rate     rate
+}
+
+// Limits that are no settings.
+const (
+	maxSensors      = 10_000            // remembered for status, some 200 bytes each
+	mqttWindow      = 1024              // messages of one connection under way to the disk
+	streamWindow    = 1024              // messages of one WebSocket under way to the disk
+	maxRequests     = 256               // POSTs at a time
+	pingInterval    = 20 * time.Second  // of WebSockets; a silent one is gone after two
+	brokerWindow    = 1024              // messages of the site's broker under way to the disk
+	brokerBackoff   = 30 * time.Second  // longest pause before that broker is tried again
+	fullPatience    = 10 * time.Second  // how long a full buffer keeps an MQTT 3.1.1 client waiting
+	shutdownTimeout = 5 * time.Second   // for HTTP requests under way
+	statusTimeout   = 10 * time.Second  // of one answer of the status API
+	idleTimeout     = 120 * time.Second // of a kept-alive HTTP connection
+)
+
+// Open acquires folder, buffer and listeners. It starts nothing. On an error
+// it has released what it took; the error names the setting.
+func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daemon, err error) {
+	d := &Daemon{config: c, logger: logger.With("component", "daemon"), started: time.Now()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	if err := d.openBuffer(ctx, logger); err != nil {
+		return nil, fmt.Errorf("gateway.data %s: %w", c.Gateway.Data, err)
+	}
+	d.intake, err = sensors.NewIntake(sensors.IntakeOptions{Store: d.buffer, Now: time.Now, MaxSensors: maxSensors})
+	if err != nil {
+		return nil, err
+	}
+	if err := d.openListeners(logger); err != nil {
+		return nil, err
+	}
+	if err := d.openBrokers(logger); err != nil {
+		return nil, err
+	}
+	if len(c.Uplink.URLs) > 0 {
+		if err := d.openUplink(logger); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+func (d *Daemon) openBuffer(ctx context.Context, logger *slog.Logger) (err error) {
+	policy := buffer.EvictOldest
+	if d.config.Buffer.WhenFull == "refuse" {
+		policy = buffer.Refuse
+	}
+	d.buffer, err = buffer.Open(ctx, buffer.Options{
+		Dir:            d.config.Gateway.Data,
+		MaxBytes:       int64(d.config.Buffer.MaxBytes),
+		MaxAge:         time.Duration(d.config.Buffer.MaxAge),
+		FreeReserve:    int64(d.config.Buffer.FreeReserve),
+		WhenFull:       policy,
+		CommitInterval: time.Duration(d.config.Buffer.CommitInterval),
+	}, logger)
+	return err
+}
+
+func (d *Daemon) openListeners(logger *slog.Logger) (err error) {
+	s := &d.config.Sensors
+	if s.MQTT.Listen != "" {
+		d.mqtt, err = sensors.ListenMQTT(sensors.MQTTOptions{
+			Address: s.MQTT.Listen, PayloadBytes: int(s.MaxPayload), MaxConnections: s.MaxConnections,
+			Window: mqttWindow, Patience: fullPatience,
+		}, d.intake, logger)
+		if err != nil {
+			return listenError("sensors.mqtt.listen", s.MQTT.Listen, err)
+		}
+	}
+	if s.HTTP.Listen != "" {
+		d.listener, err = net.Listen("tcp", s.HTTP.Listen)
+		if err != nil {
+			return listenError("sensors.http.listen", s.HTTP.Listen, err)
+		}
+		d.samples, err = sensors.NewHTTP(d.httpOptions(), d.intake, logger)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Daemon) httpOptions() sensors.HTTPOptions {
+	s := &d.config.Sensors
+	return sensors.HTTPOptions{
+		BodyBytes: int(s.HTTP.MaxBody), MessageBytes: int(s.MaxPayload),
+		MaxRequests: maxRequests, MaxStreams: s.MaxConnections, Window: streamWindow, PingInterval: pingInterval,
+	}
+}
+
+func listenError(key, address string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s: %s is in use by another program: end that one, or choose another port", key, address)
+	}
+	return fmt.Errorf("%s %s: %w", key, address, err)
+}
+
+func (d *Daemon) openBrokers(logger *slog.Logger) error {
+	for i, b := range d.config.Sensors.Broker {
+		broker, err := d.newBroker(b, logger)
+		if err != nil {
+			return fmt.Errorf("sensors.broker[%d] %s: %w", i, b.URL, err)
+		}
+		d.brokers = append(d.brokers, broker)
+	}
+	return nil
+}
+
+func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
+	c := &d.config.Uplink
+	token := func() (string, error) { return firstLine(c.TokenFile) }
+	if _, err := token(); err != nil { // now, where a person can see it
+		return fmt.Errorf("uplink.token_file %s: %w", c.TokenFile, err)
+	}
+	opts := uplink.Defaults()
+	opts.URLs = c.URLs
+	opts.Gateway = d.config.Gateway.ID
+	opts.Token = token
+	opts.Software = "touchline/" + touchline.Version
+	opts.AcceptTimeout = time.Duration(c.AcceptTimeout)
+	opts.StoreTimeout = time.Duration(c.StoreTimeout)
+	opts.BackoffBase = time.Duration(c.ReconnectMin)
+	opts.BackoffCap = time.Duration(c.ReconnectMax)
+	d.uplink, err = uplink.New(opts, d.buffer, logger)
+	return err
+}
+
+func (d *Daemon) newBroker(b touchline.BrokerConfig, logger *slog.Logger) (_ *sensors.Broker, err error) {
+	password := ""
+	if b.PasswordFile != "" {
+		if password, err = firstLine(b.PasswordFile); err != nil {
+			return nil, fmt.Errorf("password_file: %w", err)
+		}
+	}
+	clientID := b.ClientID
+	if clientID == "" {
+		clientID = "touchline-" + d.config.Gateway.ID
+	}
+	return sensors.NewBroker(sensors.BrokerOptions{
+		URL: b.URL, Topics: b.Topics, ClientID: clientID, Username: b.Username, Password: password,
+		PayloadBytes: int(d.config.Sensors.MaxPayload), Window: brokerWindow, MaxBackoff: brokerBackoff,
+	}, d.intake, logger)
+}
+
+// firstLine reads a secret from a file.
+func firstLine(name string) (string, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return "", err
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	line = strings.TrimSpace(line)
+	if line == "" {
+		return "", fmt.Errorf("the first line of %s is empty", name)
+	}
+	return line, nil
+}
+
+// Run serves until ctx ends, and returns nil then, or until a part fails, and
+// returns its error. All that it started has ended when it returns.
+func (d *Daemon) Run(ctx context.Context) error {
+	// The buffer outlives what appends to it and reads from it.
+	bufferCtx, stopBuffer := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBuffer()
+	bufferDone := make(chan error, 1)
+	go func() { bufferDone <- d.buffer.Run(bufferCtx) }()
+
+	group, groupCtx := errgroup.WithContext(ctx)
+	var bufferErr error
+	group.Go(func() error {
+		select {
+		case bufferErr = <-bufferDone:
+			bufferDone <- bufferErr
+			return fmt.Errorf("run buffer: %w", errors.Join(bufferErr, errors.New("it ended by itself")))
+		case <-groupCtx.Done():
+			return nil
+		}
+	})
+	group.Go(func() error { return d.rate.run(groupCtx, d.total) })
+	if d.mqtt != nil {
+		group.Go(func() error { return d.mqtt.Run(groupCtx) })
+	}
+	if d.listener != nil {
+		group.Go(func() error { return d.serveHTTP(groupCtx) })
+	}
+	for _, broker := range d.brokers {
+		group.Go(func() error { return broker.Run(groupCtx) })
+	}
+	if d.uplink != nil {
+		group.Go(func() error { return d.uplink.Run(groupCtx) })
+	}
+	d.logger.Info("running", "gateway", d.config.Gateway.ID, "version", touchline.Version, "data", d.config.Gateway.Data,
+		"mqtt", d.MQTTAddr(), "http", d.HTTPAddr(), "uplink", d.config.Uplink.URLs)
+
+	err := group.Wait()
+	stopBuffer()
+	if bufferErr == nil {
+		err = errors.Join(ended(err), ended(<-bufferDone))
+	}
+	d.logger.Info("stopped", "error", err)
+	return err
+}
+
+// ended drops the error that only says that the context has ended.
+func ended(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// Close frees what Open took. It may be called twice, and after Run.
+func (d *Daemon) Close() error {
+	var errs []error
+	if d.listener != nil {
+		if err := d.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if d.samples != nil {
+		errs = append(errs, d.samples.Close())
+	}
+	if d.mqtt != nil {
+		errs = append(errs, d.mqtt.Close())
+	}
+	if d.buffer != nil { // last: the others may still be waiting for it
+		errs = append(errs, d.buffer.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// MQTTAddr returns where the broker listens, or "off".
+func (d *Daemon) MQTTAddr() string {
+	if d.mqtt == nil {
+		return "off"
+	}
+	return d.mqtt.Addr().String()
+}
+
+// HTTPAddr returns where HTTP is served, or "off".
+func (d *Daemon) HTTPAddr() string {
+	if d.listener == nil {
+		return "off"
+	}
+	return d.listener.Addr().String()
+}
+
+// serveHTTP serves sensors and the status API until ctx ends.
+func (d *Daemon) serveHTTP(ctx context.Context) error {
+	server := &http.Server{
+		Handler:           d.handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(d.logger.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(d.listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve http: %w", errors.Join(err, d.samples.Close()))
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	closing := d.samples.Close() // the streams, which Shutdown does not know
+	err := server.Shutdown(stop)
+	if err != nil {
+		err = server.Close()
+	}
+	<-served
+	return errors.Join(err, closing)
+}

@@ -1,0 +1,101 @@
+package daemon
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// metrics returns a registry that renders Status at each scrape.
+func (d *Daemon) metrics() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{d}, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
+}
+
+type collector struct{ d *Daemon }
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("touchline_"+name, help, labels, nil)
+}
+
+var (
+	descMessages    = describe("sensor_messages_total", "Messages received from sensors.", "transport")
+	descSamples     = describe("sensor_samples_total", "Samples that were made durable.", "transport")
+	descConnections = describe("sensor_connections", "Connections of sensors open now.", "transport")
+	descSeen        = describe("sensors_seen", "Sensors seen since the start.")
+	descRaw         = describe("sensor_raw_messages_total", "Messages kept whole because they were not understood.")
+	descRefused     = describe("sensor_refused_messages_total", "Messages refused because the buffer was full.")
+	descFailed      = describe("sensor_failed_messages_total", "Messages whose commit failed.")
+	descRejected    = describe("sensor_rejected_total", "Messages and connections turned away.", "cause")
+
+	descBufferState   = describe("buffer_state", "1 for the state that the buffer is in.", "state")
+	descBufferBlocks  = describe("buffer_blocks", "Blocks held for the cloud.")
+	descBufferBytes   = describe("buffer_bytes", "Bytes of blocks held for the cloud.")
+	descBufferSamples = describe("buffer_samples", "Samples held for the cloud.")
+	descBufferAge     = describe("buffer_oldest_age_seconds", "Running time since the oldest sample held was committed.")
+	descAppended      = describe("buffer_appended_samples_total", "Samples committed and synced.")
+	descAcked         = describe("buffer_acknowledged_samples_total", "Samples forgotten because the cloud has stored them.")
+	descEvicted       = describe("buffer_evicted_samples_total", "Samples given up by policy.", "cause")
+	descCommits       = describe("buffer_commits_total", "Commits, each one sync.")
+	descCommitErrors  = describe("buffer_commit_errors_total", "Commits that failed.")
+
+	descUplinkState    = describe("uplink_state", "1 for the state that the uplink is in.", "state")
+	descUplinkSessions = describe("uplink_sessions_total", "Sessions that the cloud welcomed.")
+	descUplinkDials    = describe("uplink_dials_total", "Attempts to connect.")
+	descUplinkBlocks   = describe("uplink_blocks_sent_total", "Blocks sent, those sent again included.")
+	descUplinkResent   = describe("uplink_blocks_resent_total", "Blocks sent again.")
+	descUplinkBytes    = describe("uplink_bytes_sent_total", "Bytes of frames sent.")
+	descUplinkStored   = describe("uplink_samples_stored_total", "Samples sent that the cloud has stored.")
+	descUplinkRTT      = describe("uplink_rtt_seconds", "Smoothed round trip of heartbeats.")
+	descUplinkInFlight = describe("uplink_in_flight_bytes", "Block data sent and not yet accepted.")
+)
+
+// Describe implements prometheus.Collector; the set of series is not fixed.
+func (collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	s := c.d.Status()
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for name, t := range s.Sensors.Transports {
+		counter(descMessages, t.Messages, name)
+		counter(descSamples, t.Samples, name)
+		gauge(descConnections, float64(t.Connections), name)
+	}
+	gauge(descSeen, float64(len(s.Sensors.Seen)))
+	counter(descRaw, s.Sensors.Raw)
+	counter(descRefused, s.Sensors.Refused)
+	counter(descFailed, s.Sensors.Failed)
+	for cause, n := range s.Sensors.RejectedBy {
+		counter(descRejected, n, cause)
+	}
+
+	gauge(descBufferState, 1, s.Buffer.State)
+	gauge(descBufferBlocks, float64(s.Buffer.Blocks))
+	gauge(descBufferBytes, float64(s.Buffer.Bytes))
+	gauge(descBufferSamples, float64(s.Buffer.Samples))
+	gauge(descBufferAge, s.Buffer.OldestAgeSeconds)
+	counter(descAppended, s.Buffer.Appended)
+	counter(descAcked, s.Buffer.Acknowledged)
+	for cause, n := range s.Buffer.EvictedBy {
+		counter(descEvicted, n, cause)
+	}
+	counter(descCommits, s.Buffer.Commits)
+	counter(descCommitErrors, s.Buffer.CommitErrors)
+
+	gauge(descUplinkState, 1, string(s.Uplink.State))
+	counter(descUplinkSessions, s.Uplink.Sessions)
+	counter(descUplinkDials, s.Uplink.Dials)
+	counter(descUplinkBlocks, s.Uplink.Blocks)
+	counter(descUplinkResent, s.Uplink.Resent)
+	counter(descUplinkBytes, s.Uplink.Bytes)
+	counter(descUplinkStored, s.Uplink.Stored)
+	gauge(descUplinkRTT, s.Uplink.RTT)
+	gauge(descUplinkInFlight, float64(s.Uplink.InFlight.Bytes))
+}

@@ -1,0 +1,162 @@
+package daemon
+
+import (
+	"time"
+
+	"touchline"
+	"touchline/uplink"
+)
+
+// Status is what GET /v1/status answers, `touchline status` prints and
+// /metrics counts: one snapshot, so that all three agree.
+type Status struct {
+	Gateway string        `json:"gateway"`
+	Version string        `json:"version"`
+	Time    time.Time     `json:"time"`
+	Started time.Time     `json:"started"`
+	Listen  ListenStatus  `json:"listen"`
+	Sensors SensorsStatus `json:"sensors"`
+	Buffer  BufferStatus  `json:"buffer"`
+	Uplink  UplinkStatus  `json:"uplink"`
+}
+
+// ListenStatus has the addresses, "off" where there is none.
+type ListenStatus struct {
+	MQTT string `json:"mqtt"`
+	HTTP string `json:"http"`
+}
+
+// SensorsStatus counts what came in since the start.
+type SensorsStatus struct {
+	Seen             []SensorStatus            `json:"seen"` // in order of id
+	Forgotten        uint64                    `json:"forgotten"`
+	Samples          uint64                    `json:"samples"` // durable
+	SamplesPerSecond float64                   `json:"samples_per_second"`
+	Messages         uint64                    `json:"messages"`
+	Raw              uint64                    `json:"raw"`      // messages kept whole, not understood
+	Refused          uint64                    `json:"refused"`  // messages, because the buffer was full
+	Failed           uint64                    `json:"failed"`   // messages whose commit failed
+	Rejected         uint64                    `json:"rejected"` // sum of rejected_by
+	RejectedBy       map[string]uint64         `json:"rejected_by"`
+	Dropped          uint64                    `json:"subscriber_messages_dropped"`
+	Transports       map[string]TransportCount `json:"transports"`
+}
+
+// SensorStatus is one sensor.
+type SensorStatus struct {
+	ID        string    `json:"id"`
+	Transport string    `json:"transport"`
+	LastSeen  time.Time `json:"last_seen"`
+	Samples   uint64    `json:"samples"`
+}
+
+// TransportCount counts one transport.
+type TransportCount struct {
+	Connections int64  `json:"connections"`
+	Messages    uint64 `json:"messages"`
+	Samples     uint64 `json:"samples"`
+}
+
+// BufferStatus says what waits on disk.
+type BufferStatus struct {
+	State            string            `json:"state"` // "ok", "full" or "error"
+	Epoch            touchline.Epoch   `json:"epoch"`
+	Blocks           int64             `json:"blocks"`
+	Bytes            int64             `json:"bytes"`
+	Samples          int64             `json:"samples"`
+	OldestAgeSeconds float64           `json:"oldest_age_seconds"` // running time since its commit
+	Appended         uint64            `json:"appended"`           // samples, since the start
+	Acknowledged     uint64            `json:"acknowledged"`       // samples that the cloud has stored
+	Evicted          uint64            `json:"evicted"`            // sum of evicted_by
+	EvictedBy        map[string]uint64 `json:"evicted_by"`
+	LostRecords      int               `json:"lost_records"` // not yet confirmed by the cloud
+	Damaged          uint64            `json:"damaged_blocks"`
+	Commits          uint64            `json:"commits"`
+	CommitErrors     uint64            `json:"commit_errors"`
+	CommitSeconds    float64           `json:"last_commit_seconds"`
+	LastError        string            `json:"last_error,omitempty"`
+}
+
+// UplinkStatus is uplink.Stats; its state is "off" where there is none.
+type UplinkStatus = uplink.Stats
+
+// uplinkOff is the state of a gateway that just buffers.
+const uplinkOff uplink.State = "off"
+
+// Status returns a snapshot. Any goroutine may call it at any time between
+// Open and Close.
+func (d *Daemon) Status() Status {
+	return Status{
+		Gateway: d.config.Gateway.ID,
+		Version: touchline.Version,
+		Time:    time.Now(),
+		Started: d.started,
+		Listen:  ListenStatus{MQTT: d.MQTTAddr(), HTTP: d.HTTPAddr()},
+		Sensors: d.sensorsStatus(),
+		Buffer:  d.bufferStatus(),
+		Uplink:  d.uplinkStatus(),
+	}
+}
+
+func (d *Daemon) sensorsStatus() SensorsStatus {
+	in := d.intake.Stats()
+	s := SensorsStatus{
+		Seen:             make([]SensorStatus, 0, len(in.Sensors)),
+		Forgotten:        in.Forgotten,
+		SamplesPerSecond: d.rate.perSecond(),
+		RejectedBy:       make(map[string]uint64, len(in.Rejected)),
+		Dropped:          in.Dropped,
+		Transports:       make(map[string]TransportCount, len(in.Transports)),
+	}
+	for _, seen := range in.Sensors {
+		s.Seen = append(s.Seen, SensorStatus{ID: seen.Name, Transport: seen.Transport.String(), LastSeen: seen.LastSeen, Samples: seen.Samples})
+	}
+	for cause, n := range in.Rejected {
+		s.RejectedBy[cause.String()] = n
+		s.Rejected += n
+	}
+	for transport, t := range in.Transports {
+		s.Transports[transport.String()] = TransportCount{Connections: t.Connections, Messages: t.Messages, Samples: t.Samples}
+		s.Messages += t.Messages
+		s.Samples += t.Samples
+		s.Raw += t.Raw
+		s.Refused += t.Refused
+		s.Failed += t.Failed
+	}
+	return s
+}
+
+func (d *Daemon) bufferStatus() BufferStatus {
+	b := d.buffer.Stats()
+	s := BufferStatus{
+		State:            string(b.State),
+		Epoch:            b.Epoch,
+		Blocks:           b.Blocks,
+		Bytes:            b.Bytes,
+		Samples:          b.Samples,
+		OldestAgeSeconds: b.OldestAge.Seconds(),
+		Appended:         b.Appended,
+		Acknowledged:     b.Acked,
+		EvictedBy:        b.Evicted,
+		LostRecords:      b.LostRecords,
+		Damaged:          b.Damaged,
+		Commits:          b.Commits,
+		CommitErrors:     b.CommitErrors,
+		CommitSeconds:    b.LastCommit.Seconds(),
+		LastError:        b.LastError,
+	}
+	for _, n := range b.Evicted {
+		s.Evicted += n
+	}
+	return s
+}
+
+func (d *Daemon) uplinkStatus() UplinkStatus {
+	if d.uplink == nil {
+		return UplinkStatus{State: uplinkOff, Since: d.started}
+	}
+	return d.uplink.Stats()
+}
+
+// total is how many samples were made durable since the start.
+func (d *Daemon) total() uint64 { return d.buffer.Stats().Appended }
