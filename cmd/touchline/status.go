@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"touchline/config"
+	"touchline/daemon"
+)
+
+func statusCommand(s *settings) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say how the running gateway does",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.load()
+			if err != nil {
+				return err
+			}
+			body, err := fetchStatus(cmd.Context(), c.Sensors.HTTP.Listen)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				_, err := cmd.OutOrStdout().Write(body)
+				return err
+			}
+			var status daemon.Status
+			if err := json.Unmarshal(body, &status); err != nil {
+				return fmt.Errorf("read status: %w", err)
+			}
+			printStatus(cmd.OutOrStdout(), status)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, as GET /v1/status answers")
+	return cmd
+}
+
+// maxStatusBytes holds 10,000 sensors of 250 bytes.
+const maxStatusBytes = 4 << 20
+
+func fetchStatus(ctx context.Context, listen string) ([]byte, error) {
+	if listen == "" {
+		return nil, errors.New("sensors.http.listen is empty: the gateway answers no status")
+	}
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return nil, err
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/v1/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("no gateway answers at %s: is it running (`touchline run`), with the same --config? (%w)", listen, errors.Unwrap(err))
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatusBytes))
+	if err != nil {
+		return nil, fmt.Errorf("read status: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK || !json.Valid(body) {
+		return nil, fmt.Errorf("what answers at %s is no touchline gateway: it says %s", listen, resp.Status)
+	}
+	return body, nil
+}
+
+// shownSensors is how many sensors a person is shown.
+const shownSensors = 30
+
+func printStatus(out io.Writer, s daemon.Status) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(out, "%-10s"+format+"\n", append([]any{name}, args...)...)
+	}
+	line("gateway", "%s, version %s, up %s", s.Gateway, s.Version, ago(s.Time.Sub(s.Started)))
+	line("listening", "mqtt %s, http %s", s.Listen.MQTT, s.Listen.HTTP)
+	line("sensors", "%d seen, %.0f samples/s, %d samples taken", len(s.Sensors.Seen), s.Sensors.SamplesPerSecond, s.Sensors.Samples)
+	line("", "%d rejected, %d refused, %d kept as _raw", s.Sensors.Rejected, s.Sensors.Refused, s.Sensors.Raw)
+	line("buffer", "%s: %d samples in %d blocks, %s, oldest %s", s.Buffer.State, s.Buffer.Samples, s.Buffer.Blocks,
+		config.Size(s.Buffer.Bytes).Short(), ago(time.Duration(s.Buffer.OldestAgeSeconds*float64(time.Second))))
+	line("", "%d acknowledged by the cloud, %d evicted", s.Buffer.Acknowledged, s.Buffer.Evicted)
+	if s.Buffer.LastError != "" {
+		line("", "last error: %s", s.Buffer.LastError)
+	}
+	printUplink(line, s)
+	for i, sensor := range s.Sensors.Seen {
+		if i == shownSensors {
+			fmt.Fprintf(out, "  … and %d more (--json has all)\n", len(s.Sensors.Seen)-i)
+			break
+		}
+		fmt.Fprintf(out, "  %-24s %-7s %10d samples, last %s ago\n", sensor.ID, sensor.Transport, sensor.Samples, ago(s.Time.Sub(sensor.LastSeen)))
+	}
+}
+
+func printUplink(line func(name, format string, args ...any), s daemon.Status) {
+	u := s.Uplink
+	if u.State == "off" {
+		line("uplink", "off: uplink.urls is empty, samples stay in the buffer")
+		return
+	}
+	line("uplink", "%s since %s, %s", u.State, ago(s.Time.Sub(u.Since)), u.URL)
+	if u.Sessions > 0 {
+		line("", "round trip %.1f ms (worst %.1f ms), %d samples stored, %d blocks sent again", u.RTT*1e3, u.RTTWorst*1e3, u.Stored, u.Resent)
+	}
+	if u.LastError != "" {
+		line("", "last error: %s", u.LastError)
+	}
+	if !u.NextTry.IsZero() {
+		line("", "next try in %s", ago(u.NextTry.Sub(s.Time)))
+	}
+}
+
+// ago rounds to what a person reads: two units at most.
+func ago(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0s"
+	case d < time.Minute:
+		return d.Round(100 * time.Millisecond).String()
+	case d < time.Hour:
+		return d.Round(time.Second).String()
+	}
+	d = d.Round(time.Minute)
+	if days := d / (24 * time.Hour); days > 0 {
+		return fmt.Sprintf("%dd%dh", days, d%(24*time.Hour)/time.Hour)
+	}
+	return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+}
