@@ -1,0 +1,297 @@
+// Package e2e tests the whole product: the real programs, real SQLite files,
+// real sockets and real clients, and at the end an audit of what the cloud's
+// query API gives back. TOUCHLINE_TEST_LONG=1 runs the long forms.
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// bin is the folder of the programs under test, built once without -race.
+var bin string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "touchline-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "touchline/cmd/...")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build programs: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	bin = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func long() bool { return os.Getenv("TOUCHLINE_TEST_LONG") != "" }
+
+// patience bounds every wait; it is far above what a busy machine needs.
+const patience = 2 * time.Minute
+
+// waitFor polls until ready says so; what names the wait in the failure.
+// Polling is for what another process does, which gives no signal.
+func waitFor(t *testing.T, what string, ready func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !ready() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("waited %s for %s", patience, what)
+		case <-tick.C:
+		}
+	}
+}
+
+// A program is one process under test.
+type program struct {
+	t    *testing.T
+	name string
+	cmd  *exec.Cmd
+	log  *logBuffer
+	done chan struct{}
+	err  error // of Wait, after done
+}
+
+// logBuffer collects output; it may be read while the process writes.
+type logBuffer struct {
+	mu  sync.Mutex // covers buf
+	buf bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// start runs one of the programs; it is killed at the end of the test.
+func start(t *testing.T, name string, args ...string) *program {
+	t.Helper()
+	p := &program{t: t, name: name, cmd: exec.Command(filepath.Join(bin, name), args...), log: &logBuffer{}, done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	p.cmd.Dir = t.TempDir()
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Logf("output of %s (last 4 KiB):\n%s", name, tail(p.log.String(), 4<<10))
+		}
+	})
+	return p
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// kill ends the process with SIGKILL and waits for it.
+func (p *program) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// terminate ends the process with SIGTERM and returns its exit status.
+func (p *program) terminate() int {
+	p.t.Helper()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	return p.exit()
+}
+
+// exit waits for the process to end by itself.
+func (p *program) exit() int {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		p.t.Fatalf("%s did not end; output:\n%s", p.name, tail(p.log.String(), 4<<10))
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+func (p *program) running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// run runs a program to its end and returns standard output, standard error
+// and the exit status.
+func run(t *testing.T, name string, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(bin, name), args...)
+	cmd.Dir = t.TempDir()
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
+}
+
+// freePort returns a port on loopback that nobody used a moment ago.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// A site is one cloud and one gateway on fixed ports and folders, so that
+// either can be ended and started again.
+type site struct {
+	t                          *testing.T
+	cloudData, gatewayData     string
+	cloudPort, mqtt, http      int
+	cloudConfig, gatewayConfig string
+	cloud, gateway             *program
+}
+
+// newSite registers a gateway and writes both configurations; nothing runs.
+// extra is laid into the gateway's configuration.
+func newSite(t *testing.T, extra string) *site {
+	t.Helper()
+	s := &site{t: t, cloudData: t.TempDir(), gatewayData: t.TempDir(), cloudPort: freePort(t), mqtt: freePort(t), http: freePort(t)}
+	conf := t.TempDir()
+	s.cloudConfig, s.gatewayConfig = filepath.Join(conf, "cloud.toml"), filepath.Join(conf, "touchline.toml")
+	writeFile(t, s.cloudConfig, fmt.Sprintf("listen = \"127.0.0.1:%d\"\ndata = %q\n", s.cloudPort, s.cloudData))
+	token, stderr, status := run(t, "touchline-cloud", "gateway", "add", "venue-1", "--config", s.cloudConfig)
+	if status != 0 || len(strings.Fields(token)) != 1 {
+		t.Fatalf("gateway add: status %d, %q, %s", status, token, stderr)
+	}
+	tokenFile := filepath.Join(conf, "token")
+	writeFile(t, tokenFile, token)
+	writeFile(t, s.gatewayConfig, fmt.Sprintf(`%s
+[gateway]
+id = "venue-1"
+data = %q
+[sensors.mqtt]
+listen = "127.0.0.1:%d"
+[sensors.http]
+listen = "127.0.0.1:%d"
+[uplink]
+urls = ["ws://127.0.0.1:%d"]
+token_file = %q
+reconnect_min = "50ms"
+reconnect_max = "200ms"
+`, extra, s.gatewayData, s.mqtt, s.http, s.cloudPort, tokenFile))
+	return s
+}
+
+func (s *site) startCloud() {
+	s.t.Helper()
+	s.cloud = start(s.t, "touchline-cloud", "run", "--config", s.cloudConfig)
+	s.waitReady("touchline-cloud", s.cloud, s.cloudPort)
+}
+
+func (s *site) startGateway() {
+	s.t.Helper()
+	s.gateway = start(s.t, "touchline", "run", "--config", s.gatewayConfig)
+	s.waitReady("touchline", s.gateway, s.http)
+}
+
+func (s *site) waitReady(name string, p *program, port int) {
+	s.t.Helper()
+	waitFor(s.t, name+" to be ready", func() bool {
+		if !p.running() {
+			s.t.Fatalf("%s ended with status %d:\n%s", name, p.exit(), p.log)
+		}
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/readyz", port))
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// status is the part of the gateway's status that tests look at.
+type status struct {
+	Sensors struct {
+		Samples uint64
+		Raw     uint64
+		Seen    []struct{ ID string }
+	}
+	Buffer struct {
+		Samples uint64
+		Blocks  uint64
+	}
+	Uplink struct {
+		State   string
+		Session uint64
+	}
+}
+
+func (s *site) status() status {
+	s.t.Helper()
+	var st status
+	if err := json.Unmarshal(s.get(s.http, "/v1/status"), &st); err != nil {
+		s.t.Fatal(err)
+	}
+	return st
+}
+
+func (s *site) get(port int, path string) []byte {
+	s.t.Helper()
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("GET %s: %s %v %s", path, resp.Status, err, body)
+	}
+	return body
+}
+
+// drained waits until the gateway's buffer is empty: all is stored.
+func (s *site) drained() {
+	s.t.Helper()
+	waitFor(s.t, "the buffer to drain", func() bool { return s.status().Buffer.Samples == 0 })
+}
+
+func writeFile(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
