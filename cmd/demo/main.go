@@ -209,7 +209,7 @@ func (v *venue) report(ctx context.Context) {
 
 func (v *venue) print() {
 	s, c := v.daemon.Status(), v.server.Stats()
-	fmt.Fprintf(v.out, "%s  sensors %d, %.0f samples/s  |  gateway acknowledged %d, buffered %d  |  uplink %s  |  cloud stored %d\n",
+	fmt.Fprintf(v.out, "%s  sensors %d, %.0f samples/s  |  gateway acknowledged %d, on its disk %d  |  uplink %s  |  cloud stored %d\n",
 		s.Time.Format(time.TimeOnly), len(s.Sensors.Seen), s.Sensors.SamplesPerSecond, s.Sensors.Samples, s.Buffer.Samples, s.Uplink.State, c.SamplesStored)
 }
 

@@ -93,8 +93,12 @@ func printStatus(out io.Writer, s daemon.Status) {
 	line("listening", "mqtt %s, http %s", s.Listen.MQTT, s.Listen.HTTP)
 	line("sensors", "%d seen, %.0f samples/s, %d samples taken", len(s.Sensors.Seen), s.Sensors.SamplesPerSecond, s.Sensors.Samples)
 	line("", "%d rejected, %d refused, %d kept as _raw", s.Sensors.Rejected, s.Sensors.Refused, s.Sensors.Raw)
-	line("buffer", "%s: %d samples in %d blocks, %s, oldest %s", s.Buffer.State, s.Buffer.Samples, s.Buffer.Blocks,
-		config.Size(s.Buffer.Bytes).Short(), ago(time.Duration(s.Buffer.OldestAgeSeconds*float64(time.Second))))
+	if s.Buffer.Blocks == 0 {
+		line("buffer", "%s: empty", s.Buffer.State)
+	} else {
+		line("buffer", "%s: %d samples held (%s in blocks: %d), oldest %s", s.Buffer.State, s.Buffer.Samples,
+			config.Size(s.Buffer.Bytes).Short(), s.Buffer.Blocks, ago(time.Duration(s.Buffer.OldestAgeSeconds*float64(time.Second))))
+	}
 	line("", "%d acknowledged by the cloud, %d evicted", s.Buffer.Acknowledged, s.Buffer.Evicted)
 	if s.Buffer.LastError != "" {
 		line("", "last error: %s", s.Buffer.LastError)
