@@ -261,6 +261,7 @@ func TestAck_OfManyBlocks(t *testing.T) {
 	b := openBuffer(t, testOptions(t))
 	blocks := 3*maxDeleteBlocks + 7
 	insertSmallBlocks(t, b, blocks)
+	b.opts.CommitInterval = 24 * time.Hour // deleting does not wait for it
 	runBuffer(t, b)
 	if got := len(readAll(t, b)); got != blocks {
 		t.Fatalf("%d blocks", got)

@@ -134,8 +134,8 @@ func numbered(from, count int) []touchline.Sample {
 	return samples
 }
 
-// bulky returns one sample that takes about size bytes in the file: half of
-// them as random text in hexadecimal, which zstd can't shrink below that.
+// bulky returns one sample that takes about size bytes in the file, since
+// random bytes do not compress.
 func bulky(size int) []touchline.Sample {
 	raw := make([]byte, size)
 	for i := range raw {

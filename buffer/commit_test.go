@@ -126,6 +126,35 @@ func TestAppend_RefusesSamplesThatFitNoBlock(t *testing.T) {
 	}
 }
 
+// Append refuses what no block can hold. Should the encoder refuse more than
+// that, only the append that has it fails.
+func TestRun_FailsOnlyTheAppendThatCanNotBeEncoded(t *testing.T) {
+	b := openBuffer(t, testOptions(t))
+	answers := make([]error, 5)
+	var answered sync.WaitGroup
+	for i := range answers {
+		answered.Add(1)
+		done := func(err error) { answers[i] = err; answered.Done() }
+		if i == 2 {
+			b.waiting.samples = append(b.waiting.samples, numbered(100, 1)[0], bulky(wire.MaxBlockBytes + 1)[0])
+			b.waiting.entries = append(b.waiting.entries, entry{count: 2, done: done})
+			continue
+		}
+		if err := b.AppendAsync(testContext(t), numbered(i, 1), done); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runBuffer(t, b)
+	answered.Wait()
+	for i, err := range answers {
+		if (i == 2) != errors.Is(err, ErrSample) || i != 2 && err != nil {
+			t.Errorf("append %d was answered %v", i, err)
+		}
+	}
+	wantValues(t, b, []int{0, 1, 3, 4})
+	wantDense(t, readAll(t, b))
+}
+
 func TestAppend_EmptyIsAnswered(t *testing.T) {
 	b := startBuffer(t, testOptions(t))
 	mustAppend(t, b, nil)

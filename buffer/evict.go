@@ -89,7 +89,7 @@ func (b *Buffer) cutoff() int64 { return b.clock.now() - b.opts.MaxAge.Milliseco
 // acknowledged goes first; only when all of that is gone is anything lost.
 func (t *txn) evict(budget *deleteBudget) error {
 	b := t.b
-	if budget.spent() || b.held.blocks == 0 {
+	if b.held.blocks == 0 {
 		return nil
 	}
 	if b.opts.MaxAge > 0 && b.oldest < b.cutoff() {

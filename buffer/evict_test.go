@@ -174,6 +174,71 @@ func TestEvict_LostRecordsStayBounded(t *testing.T) {
 	}
 }
 
+func TestHeld_AnnouncesNoRecordThatIsChanging(t *testing.T) {
+	opts := testOptions(t)
+	clock := new(testClock)
+	opts.clock = clock.elapsed
+	opts.MaxAge = time.Minute
+	opts.tick = time.Hour
+	b := openBuffer(t, opts)
+	hold := newGate("commit")
+	runBuffer(t, b)
+	lose := func(n int) <-chan error {
+		t.Helper()
+		mustAppend(t, b, numbered(n, 1))
+		clock.advance(2 * time.Minute)
+		done := make(chan error, 1)
+		b.mu.Lock() // Run is idle, and looks at this when the next commit comes
+		if n == 1 {
+			b.opts.fault = hold.fault
+		}
+		b.mu.Unlock()
+		go func() { done <- b.Evict(testContext(t)) }()
+		return done
+	}
+	if err := <-lose(0); err != nil {
+		t.Fatal(err)
+	}
+	second := lose(1)
+	<-hold.reached // the record grows in the file, and has not grown in memory
+	if _, lost := b.Held(); len(lost) != 0 {
+		t.Errorf("announced %v: once seen, it must not grow", lost)
+	}
+	hold.pass <- nil
+	if err := <-second; err != nil {
+		t.Fatal(err)
+	}
+	if _, lost := b.Held(); len(lost) != 1 || lost[0].Ranges.Count() != 2 {
+		t.Errorf("then announced %v", lost)
+	}
+}
+
+// What is counted when the file is opened is compared with what it has when
+// the test ends.
+func TestOpen_CountsFromTheTally(t *testing.T) {
+	opts := testOptions(t)
+	clock := new(testClock)
+	opts.clock = clock.elapsed
+	b := startBuffer(t, opts)
+	for i := range 4 {
+		mustAppend(t, b, numbered(10*i, 10))
+	}
+	clock.advance(2 * tallyInterval)
+	evict(t, b) // writes the tally
+	mustAppend(t, b, numbered(40, 10))
+	if err := b.Ack(ackOf(readAll(t, b)[1:3]...), nil); err != nil {
+		t.Fatal(err)
+	}
+	evict(t, b)
+	mustAppend(t, b, numbered(50, 10))
+	want := b.Stats()
+	b.Close()
+	got := openBuffer(t, opts).Stats()
+	if got.Samples != 40 || got.Samples != want.Samples || got.Blocks != want.Blocks || got.Bytes != want.Bytes {
+		t.Errorf("counted %+v, want %+v", got, want)
+	}
+}
+
 func TestEvict_MaxAgeCountsRunningTimeAcrossOpenings(t *testing.T) {
 	opts := testOptions(t)
 	clock := new(testClock)
