@@ -149,7 +149,12 @@ func (c *SensorsConfig) check(report func(key, problem string)) {
 	c.checkListen("sensors.mqtt.listen", c.MQTT.Listen, report)
 	c.checkListen("sensors.http.listen", c.HTTP.Listen, report)
 	for i, b := range c.Broker {
-		b.check(fmt.Sprintf("sensors.broker[%d]", i), report)
+		key := fmt.Sprintf("sensors.broker[%d]", i)
+		b.check(key, report)
+		same := func(other BrokerConfig) bool { return other.URL == b.URL && other.ClientID == b.ClientID }
+		if first := slices.IndexFunc(c.Broker, same); first < i {
+			report(key+".client_id", fmt.Sprintf("sensors.broker[%d] has the same url and client_id: a broker keeps one connection for each; give this one another client_id", first))
+		}
 	}
 }
 

@@ -63,6 +63,7 @@ func TestLoadConfig_ReportsBadSettings(t *testing.T) {
 		{"password in url", "[uplink]\ntoken_file = \"t\"\nurls = [\"wss://a:b@c.example\"]", `has a user or password in it`},
 		{"gateway id", "[gateway]\nid = \"stadium 1\"", `:2: gateway.id: gateway id "stadium 1" has ' '`},
 		{"broker without url", "[[sensors.broker]]\ntopics = [\"a/#\"]\n[[sensors.broker]]\nurl = \"x\"\ntopics = [\"a/#\"]", `:4: sensors.broker[1].url: "x" is no broker address`},
+		{"broker twice", "[[sensors.broker]]\nurl = \"mqtt://h:1\"\ntopics = [\"a/#\"]\n[[sensors.broker]]\nurl = \"mqtt://h:1\"\ntopics = [\"b/#\"]", `sensors.broker[1].client_id: sensors.broker[0] has the same url`},
 		{"broker unknown key", "[[sensors.broker]]\nurl = \"mqtt://h:1\"\ntopic = [\"a/#\"]", `:3: sensors.broker[0].topic: unknown key (did you mean "topics"?)`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

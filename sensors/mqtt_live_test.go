@@ -232,6 +232,7 @@ func TestMQTT_WorksWithMosquittoPubAndSub(t *testing.T) {
 			if err := listen.Start(); err != nil {
 				t.Fatal(err)
 			}
+			t.Cleanup(func() { _ = listen.Process.Kill() }) // where the test fails before its end
 			eventually(t, "mosquitto_sub subscribed", m.hasSubscribers)
 			for qos := range 3 {
 				cmd := exec.Command(pub, "-h", "127.0.0.1", "-p", port, "-V", version, "-q", fmt.Sprint(qos), "-t", "sensors/belt/hr", "-m", fmt.Sprint(140+qos))
