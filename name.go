@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -62,8 +63,16 @@ func checkName(what, s, forbidden string) error {
 			return fmt.Errorf("%s %q has %q at byte %d, which is not allowed there", what, s, c, i)
 		}
 	}
-	if !ascii && !utf8.ValidString(s) {
+	if ascii {
+		return nil
+	}
+	if !utf8.ValidString(s) {
 		return fmt.Errorf("%s %q is not valid UTF-8", what, s)
+	}
+	for i, r := range s {
+		if unicode.IsControl(r) { // a terminal takes U+009B for the beginning of a command
+			return fmt.Errorf("%s %q has the control character %U at byte %d", what, s, r, i)
+		}
 	}
 	return nil
 }

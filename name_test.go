@@ -59,6 +59,7 @@ func TestCheckNames_SayWhatIsWrongAndWhere(t *testing.T) {
 		{touchline.CheckSensor("ab/c"), `sensor name "ab/c" has '/' at byte 2`},
 		{touchline.CheckMetric("x\x00"), "metric name"},
 		{touchline.CheckMetric("x\x00"), "control character 0x00 at byte 1"},
+		{touchline.CheckSensor("é\u009bK"), "control character U+009B at byte 2"},
 		{touchline.CheckSensor(strings.Repeat("x", 5000)), "has 5000 bytes: at most 128 are allowed"},
 		{touchline.CheckUnit("\xff"), `unit "\xff" is not valid UTF-8`},
 		{touchline.CheckGateway("a b"), "use letters, digits"},
