@@ -259,6 +259,9 @@ func trimStored(stored []wire.EpochRanges, held []wire.Held) []wire.EpochRanges 
 
 // lost records an announcement and confirms it. It tries for one heartbeat.
 func (s *session) lost(m *wire.Lost) error {
+	if m.ID > touchline.MaxSeq {
+		return breach(fmt.Sprintf("the id %d of a lost message is above %d", m.ID, uint64(touchline.MaxSeq)))
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
 	defer cancel()
 	for wait := s.in.timing.retryMin; ; wait = min(2*wait, s.in.timing.retryMax) {

@@ -265,6 +265,7 @@ func TestUplink_BreachesCloseWithTheirCode(t *testing.T) {
 		{"a second hello", true, websocket.TextMessage, []byte(`{"type":"hello","gateway":"arena"}`), wire.CloseProtocol, "second hello"},
 		{"a message of the cloud", true, websocket.TextMessage, []byte(`{"type":"ack"}`), wire.CloseProtocol, "only the cloud"},
 		{"malformed JSON", true, websocket.TextMessage, []byte(`{"type":`), wire.CloseProtocol, "message"},
+		{"a lost id beyond JSON's numbers", true, websocket.TextMessage, []byte(`{"type":"lost","id":9223372036854775808,"epoch":"00112233445566778899aabbccddeeff","ranges":[[1,2]],"cause":"max_bytes"}`), wire.CloseProtocol, "9223372036854775808"},
 		{"a list for a string", true, websocket.TextMessage, []byte(`{"type":"lost","cause":[]}`), wire.CloseProtocol, "lost"},
 		{"text that is not UTF-8", true, websocket.TextMessage, []byte("{\"type\":\"x\xff\"}"), websocket.CloseInvalidFramePayloadData, "UTF-8"},
 		{"an empty frame", true, websocket.BinaryMessage, nil, wire.CloseProtocol, "frame"},
