@@ -134,6 +134,9 @@ func (r *run) feeds(ctx context.Context, feeds map[string]feed) (Result, error) 
 	err := group.Wait()
 	stop()
 	<-watched
+	if last := r.counters.lastError.Load(); last != nil && errors.Is(err, ErrUnacknowledged) {
+		err = fmt.Errorf("%w (the last connection: %w)", err, *last)
+	}
 	return r.counters.result(len(feeds), began), err
 }
 
@@ -143,7 +146,7 @@ func (r *run) watch(ctx context.Context, sensors int, began time.Time) {
 	ticker := time.NewTicker(progressInterval)
 	defer ticker.Stop()
 	var samplesBefore int64
-	upBefore, lastAt := 0, began
+	upBefore, lastAt, warned := 0, began, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -155,6 +158,10 @@ func (r *run) watch(ctx context.Context, sensors int, began time.Time) {
 		up := connected + int(r.counters.finished.Load()) // who has finished was not lost
 		if up != upBefore {
 			r.logConnected(up, sensors, up < upBefore)
+		}
+		if err := r.counters.lastError.Load(); err != nil && up == 0 && !warned {
+			warned = true // once: the gateway may be away for hours
+			r.logger.Warn("no sensor can connect; trying on", "err", *err)
 		}
 		if r.progress != nil {
 			perSecond := float64(res.Samples-samplesBefore) / now.Sub(lastAt).Seconds()
