@@ -33,13 +33,14 @@ var mayImport = map[string][]string{
 	"touchline/cmd/demo":            {"touchline", "touchline/daemon", "touchline/cloud", "touchline/cloud/sqlite", "touchline/simulator"},
 	"touchline/bench":               {},
 	"touchline/e2e":                 {},
+	"touchline/internal/faultvfs":   {},
 	"touchline/internal/testreport": {},
 }
 
 // onlyIn says which libraries a single package wraps.
 var onlyIn = map[string][]string{
 	"github.com/kardianos/service":       {"touchline/installer"},
-	"github.com/mattn/go-sqlite3":        {"touchline/buffer", "touchline/cloud/sqlite"},
+	"github.com/mattn/go-sqlite3":        {"touchline/buffer", "touchline/cloud/sqlite", "touchline/internal/faultvfs"},
 	"github.com/mochi-mqtt/server/v2":    {"touchline/sensors"},
 	"github.com/pelletier/go-toml/v2":    {"touchline/config"},
 	"github.com/klauspost/compress/zstd": {"touchline/wire"},

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"touchline"
@@ -54,6 +55,7 @@ const (
 	fullPatience    = 10 * time.Second  // how long a full buffer keeps an MQTT 3.1.1 client waiting
 	shutdownTimeout = 5 * time.Second   // for HTTP requests under way
 	statusTimeout   = 10 * time.Second  // of one answer of the status API
+	bodyTimeout     = 30 * time.Second  // of a request's body, where its handler says nothing else
 	idleTimeout     = 120 * time.Second // of a kept-alive HTTP connection
 )
 
@@ -115,10 +117,11 @@ func (d *Daemon) openListeners(logger *slog.Logger) (err error) {
 		}
 	}
 	if s.HTTP.Listen != "" {
-		d.listener, err = net.Listen("tcp", s.HTTP.Listen)
+		listener, err := net.Listen("tcp", s.HTTP.Listen)
 		if err != nil {
 			return listenError("sensors.http.listen", s.HTTP.Listen, err)
 		}
+		d.listener = netutil.LimitListener(listener, s.MaxConnections+maxRequests)
 		d.samples, err = sensors.NewHTTP(d.httpOptions(), d.intake, logger)
 		if err != nil {
 			return err
@@ -140,6 +143,30 @@ func listenError(key, address string, err error) error {
 		return fmt.Errorf("%s: %s is in use by another program: end that one, or choose another port", key, address)
 	}
 	return fmt.Errorf("%s %s: %w", key, address, err)
+}
+
+// Check says what Open would refuse beyond the settings themselves: secrets
+// that can't be read, and what the site's brokers are to be asked for. It
+// acquires nothing.
+func Check(c touchline.Config) error {
+	logger := slog.New(slog.DiscardHandler)
+	intake, err := sensors.NewIntake(sensors.IntakeOptions{Store: nowhere{}, Now: time.Now, MaxSensors: 1})
+	if err != nil {
+		return err
+	}
+	d := &Daemon{config: c, logger: logger, intake: intake}
+	err = d.openBrokers(logger)
+	if len(c.Uplink.URLs) > 0 {
+		err = errors.Join(err, d.openUplink(logger))
+	}
+	return err
+}
+
+// nowhere stands for the buffer where nothing will be sent.
+type nowhere struct{}
+
+func (nowhere) AppendAsync(context.Context, []touchline.Sample, func(error)) error {
+	return buffer.ErrClosed
 }
 
 func (d *Daemon) openBrokers(logger *slog.Logger) error {

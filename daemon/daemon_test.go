@@ -140,3 +140,46 @@ func TestRun_WithoutListenersAndUplink(t *testing.T) {
 		t.Errorf("listening on %s and %s", d.MQTTAddr(), d.HTTPAddr())
 	}
 }
+
+// TestHTTP_ConnectionsAreLimited opens more connections than there may be:
+// the surplus waits in the system's queue, and MQTT still takes sensors.
+func TestHTTP_ConnectionsAreLimited(t *testing.T) {
+	const most = 5
+	d := run(t, settings(t, map[string]string{"sensors.max_connections": "5"}))
+	answered := make(chan struct{}, 1000)
+	for range daemon.SpareRequests + most + 20 {
+		c, err := net.Dial("tcp", d.HTTPAddr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			if _, err := c.Read(make([]byte, 1)); err == nil {
+				answered <- struct{}{}
+			}
+		}()
+	}
+	for range daemon.SpareRequests + most {
+		<-answered
+	}
+	select {
+	case <-answered:
+		t.Error("a connection beyond the limit was answered while all others were open")
+	default:
+	}
+	c, err := net.Dial("tcp", d.MQTTAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a")); err != nil {
+		t.Fatal(err)
+	}
+	connack := make([]byte, 4)
+	if _, err := io.ReadFull(c, connack); err != nil || connack[0] != 0x20 || connack[3] != 0 {
+		t.Errorf("connack %x, %v", connack, err)
+	}
+}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"touchline/daemon"
 )
 
 func checkCommand(s *settings) *cobra.Command {
@@ -14,6 +16,9 @@ func checkCommand(s *settings) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.load()
 			if err != nil {
+				return err
+			}
+			if err := daemon.Check(c); err != nil {
 				return err
 			}
 			out := cmd.OutOrStdout()

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -47,8 +49,9 @@ func statusCommand(s *settings) *cobra.Command {
 	return cmd
 }
 
-// maxStatusBytes holds 10,000 sensors of 250 bytes.
-const maxStatusBytes = 4 << 20
+// maxStatusBytes holds 10,000 sensors of 128 bytes of name, each of which may
+// take six in JSON, and 100 more.
+const maxStatusBytes = 16 << 20
 
 func fetchStatus(ctx context.Context, listen string) ([]byte, error) {
 	if listen == "" {
@@ -72,9 +75,12 @@ func fetchStatus(ctx context.Context, listen string) ([]byte, error) {
 		return nil, fmt.Errorf("no gateway answers at %s: is it running (`touchline run`), with the same --config? (%w)", listen, errors.Unwrap(err))
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatusBytes))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatusBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read status: %w", err)
+	}
+	if len(body) > maxStatusBytes {
+		return nil, fmt.Errorf("the status of %s has more than %s", listen, config.Size(maxStatusBytes))
 	}
 	if resp.StatusCode != http.StatusOK || !json.Valid(body) {
 		return nil, fmt.Errorf("what answers at %s is no touchline gateway: it says %s", listen, resp.Status)
@@ -109,7 +115,7 @@ func printStatus(out io.Writer, s daemon.Status) {
 			fmt.Fprintf(out, "  … and %d more (--json has all)\n", len(s.Sensors.Seen)-i)
 			break
 		}
-		fmt.Fprintf(out, "  %-24s %-7s %10d samples, last %s ago\n", sensor.ID, sensor.Transport, sensor.Samples, ago(s.Time.Sub(sensor.LastSeen)))
+		fmt.Fprintf(out, "  %-24s %-7s %10d samples, last %s ago\n", printable(sensor.ID), sensor.Transport, sensor.Samples, ago(s.Time.Sub(sensor.LastSeen)))
 	}
 }
 
@@ -146,4 +152,15 @@ func ago(d time.Duration) string {
 		return fmt.Sprintf("%dd%dh", days, d%(24*time.Hour)/time.Hour)
 	}
 	return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+}
+
+// printable returns a name as it is where a terminal shows it as it is, and
+// quoted otherwise: what sensors call themselves is not to be trusted.
+func printable(name string) string {
+	for _, r := range name {
+		if !unicode.IsPrint(r) {
+			return strconv.QuoteToGraphic(name)
+		}
+	}
+	return name
 }
