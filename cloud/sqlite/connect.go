@@ -50,6 +50,15 @@ func readerDSN(path string) string {
 	})
 }
 
+// withVFS names SQLite's way to the disk in a data source; "" is its default.
+// Tests put a disk there that fails.
+func withVFS(dsn, vfs string) string {
+	if vfs == "" {
+		return dsn
+	}
+	return dsn + "&vfs=" + vfs
+}
+
 func millis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
 func dsn(path string, params url.Values) string {
@@ -144,7 +153,7 @@ func pragma(conn *sqlite3.SQLiteConn, name string) (value string, err error) {
 //
 // A file that exists is looked at through SQLite only: closing it in any
 // other way drops all locks that this process has on it (fcntl(2)).
-func prepareFile(ctx context.Context, dir, path string) error {
+func prepareFile(ctx context.Context, vfs, dir, path string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
@@ -172,7 +181,7 @@ func prepareFile(ctx context.Context, dir, path string) error {
 		}
 	}
 	params := url.Values{"mode": {"rw"}, "_busy_timeout": {millis(busyTurn)}, "_synchronous": {"FULL"}}
-	conn, err := newConnector(dsn(path, params), layOut).Connect(ctx)
+	conn, err := newConnector(withVFS(dsn(path, params), vfs), layOut).Connect(ctx)
 	if isCode(err, sqlite3.ErrNotADB) {
 		return fmt.Errorf("%s is not an SQLite database: restore it from a backup, or move it away", path)
 	}

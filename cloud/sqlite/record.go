@@ -38,6 +38,9 @@ func (s *Store) Record(ctx context.Context, batch []cloud.Delivery) ([]cloud.Out
 }
 
 func (s *Store) record(ctx context.Context, batch []cloud.Delivery) (_ []cloud.Outcome, err error) {
+	if err := s.inPlace(); err != nil {
+		return nil, err
+	}
 	tx, err := s.beginWrite(ctx)
 	if err != nil {
 		return nil, err
@@ -65,6 +68,9 @@ func (s *Store) record(ctx context.Context, batch []cloud.Delivery) (_ []cloud.O
 	}
 	if err := tx.Commit(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
+	}
+	if err := s.inPlace(); err != nil { // or what was committed is gone already
+		return nil, err
 	}
 	return outcomes, nil
 }
@@ -218,12 +224,8 @@ func (r *recording) markStored(d *cloud.Delivery, cur *cursor, gateway int64) *t
 
 // update writes the cursors and counters that the batch changed, each once.
 func (r *recording) update() error {
-	var encoded []byte
-	for cur := range r.changed {
-		encoded = appendRanges(encoded[:0], cur.ranges)
-		if _, err := r.tx.Exec(`UPDATE cursor SET ranges = ? WHERE id = ?`, encoded, cur.id); err != nil {
-			return fmt.Errorf("update cursor of epoch %s: %w", cur.epoch, err)
-		}
+	if err := r.writeCursors(); err != nil {
+		return err
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.tallies)) {
 		t := r.tallies[id]

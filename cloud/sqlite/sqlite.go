@@ -10,7 +10,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -44,6 +46,7 @@ const (
 type Store struct {
 	id     string // drawn when the file was made
 	path   string
+	file   os.FileInfo // what was at path when it was opened
 	logger *slog.Logger
 
 	write     *sql.DB // one connection
@@ -70,25 +73,29 @@ var (
 // refuses a file that a newer version wrote, one that is not a record store,
 // and an emptied one whose log is still there, and changes none of them.
 func Open(ctx context.Context, dir string, logger *slog.Logger) (*Store, error) {
+	return openOn(ctx, "", dir, logger)
+}
+
+func openOn(ctx context.Context, vfs, dir string, logger *slog.Logger) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open record store: %w", err)
 	}
 	path := filepath.Join(dir, FileName)
-	if err := prepareFile(ctx, dir, path); err != nil {
+	if err := prepareFile(ctx, vfs, dir, path); err != nil {
 		return nil, fmt.Errorf("open record store: %w", err)
 	}
 	s := &Store{
 		path:      path,
 		logger:    logger,
-		writeConn: newConnector(writerDSN(path), verifyWriter),
+		writeConn: newConnector(withVFS(writerDSN(path), vfs), verifyWriter),
 		known:     newCursorCache(),
 		queries:   make(chan struct{}, maxQueries),
 		limits:    defaultLimits,
 	}
 	s.write = sql.OpenDB(s.writeConn)
 	s.write.SetMaxOpenConns(1)
-	s.read = sql.OpenDB(newConnector(readerDSN(path), nil))
+	s.read = sql.OpenDB(newConnector(withVFS(readerDSN(path), vfs), nil))
 	s.read.SetMaxOpenConns(maxReaders)
 	s.read.SetMaxIdleConns(maxReaders)
 	if err := s.begin(ctx); err != nil {
@@ -108,6 +115,27 @@ func (s *Store) begin(ctx context.Context) error {
 	}
 	if err := s.read.QueryRowContext(ctx, `SELECT value FROM meta WHERE key = 'store'`).Scan(&s.id); err != nil {
 		return fmt.Errorf("read store id: %w", err)
+	}
+	info, err := os.Stat(s.path)
+	if err != nil {
+		return fmt.Errorf("look at the file: %w", err)
+	}
+	s.file = info
+	return nil
+}
+
+// ErrGone says that the file was removed or replaced while it was open.
+// SQLite would go on writing into a file that nobody can open again.
+var ErrGone = errors.New("the record store's file was removed or replaced while it was open: put it back, or restart touchline-cloud to begin a new one")
+
+// inPlace returns an error unless the open file is still the one at its path.
+func (s *Store) inPlace() error {
+	info, err := os.Stat(s.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, s.file) {
+		return fmt.Errorf("%s: %w", s.path, ErrGone)
+	}
+	if err != nil {
+		return fmt.Errorf("look at the file: %w", err)
 	}
 	return nil
 }
