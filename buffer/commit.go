@@ -134,6 +134,7 @@ func (b *Buffer) round(upkeep bool) {
 	b.w.started = time.Now()
 	taken := b.take()
 	b.w.evicts = append(b.w.evicts, taken.evicts...)
+	committing(taken)
 	wrote, err := b.write(taken, upkeep || b.w.more || len(b.w.evicts) > 0)
 	if wrote || err != nil {
 		b.note(err)

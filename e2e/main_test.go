@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -71,6 +72,8 @@ type program struct {
 	log  *logBuffer
 	done chan struct{}
 	err  error // of Wait, after done
+
+	expected bool // its end was meant: its output explains no failure
 }
 
 // logBuffer collects output; it may be read while the process writes.
@@ -91,10 +94,19 @@ func (l *logBuffer) String() string {
 	return l.buf.String()
 }
 
-// start runs one of the programs; it is killed at the end of the test.
+// programPath is where a program of bin is; an absolute path stays.
+func programPath(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(bin, name)
+}
+
+// start runs one of the programs, or the one at an absolute path; it is killed
+// at the end of the test.
 func start(t *testing.T, name string, args ...string) *program {
 	t.Helper()
-	p := &program{t: t, name: name, cmd: exec.Command(filepath.Join(bin, name), args...), log: &logBuffer{}, done: make(chan struct{})}
+	p := &program{t: t, name: name, cmd: exec.Command(programPath(name), args...), log: &logBuffer{}, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.Dir = t.TempDir()
 	if err := p.cmd.Start(); err != nil {
@@ -106,7 +118,7 @@ func start(t *testing.T, name string, args ...string) *program {
 	}()
 	t.Cleanup(func() {
 		p.kill()
-		if t.Failed() {
+		if t.Failed() && !p.expected {
 			t.Logf("output of %s (last 4 KiB):\n%s", name, tail(p.log.String(), 4<<10))
 		}
 	})
@@ -152,7 +164,7 @@ func (p *program) running() bool {
 // and the exit status.
 func run(t *testing.T, name string, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(bin, name), args...)
+	cmd := exec.Command(programPath(name), args...)
 	cmd.Dir = t.TempDir()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -164,15 +176,21 @@ func run(t *testing.T, name string, args ...string) (stdout, stderr string, stat
 	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
 
-// freePort returns a port on loopback that nobody used a moment ago.
+// freePort returns a port on loopback that nobody used a moment ago. It is
+// below those that the system gives to outgoing connections (from 32768, or
+// 49152 elsewhere): one of these could take it while a killed program is away,
+// a client's attempt to reach that program even with a connection to itself.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := 16384 + rand.IntN(16384)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port found in 100 tries")
+	return 0
 }
 
 // A site is one cloud and one gateway on fixed ports and folders, so that
@@ -183,17 +201,26 @@ type site struct {
 	cloudPort, mqtt, http      int
 	cloudConfig, gatewayConfig string
 	cloud, gateway             *program
+
+	cloudProgram, gatewayProgram string // names in bin, or absolute paths
+	evicts                       bool   // its gateway may evict: epochs may have holes
 }
 
 // newSite registers a gateway and writes both configurations; nothing runs.
 // extra is laid into the gateway's configuration.
 func newSite(t *testing.T, extra string) *site {
 	t.Helper()
-	s := &site{t: t, cloudData: t.TempDir(), gatewayData: t.TempDir(), cloudPort: freePort(t), mqtt: freePort(t), http: freePort(t)}
+	return newSiteOf(t, "touchline-cloud", "touchline", extra)
+}
+
+// newSiteOf is newSite with other programs.
+func newSiteOf(t *testing.T, cloud, gateway, extra string) *site {
+	t.Helper()
+	s := &site{t: t, cloudProgram: cloud, gatewayProgram: gateway, cloudData: t.TempDir(), gatewayData: t.TempDir(), cloudPort: freePort(t), mqtt: freePort(t), http: freePort(t)}
 	conf := t.TempDir()
 	s.cloudConfig, s.gatewayConfig = filepath.Join(conf, "cloud.toml"), filepath.Join(conf, "touchline.toml")
 	writeFile(t, s.cloudConfig, fmt.Sprintf("listen = \"127.0.0.1:%d\"\ndata = %q\n", s.cloudPort, s.cloudData))
-	token, stderr, status := run(t, "touchline-cloud", "gateway", "add", "venue-1", "--config", s.cloudConfig)
+	token, stderr, status := run(t, cloud, "gateway", "add", "venue-1", "--config", s.cloudConfig)
 	if status != 0 || len(strings.Fields(token)) != 1 {
 		t.Fatalf("gateway add: status %d, %q, %s", status, token, stderr)
 	}
@@ -216,16 +243,33 @@ reconnect_max = "200ms"
 	return s
 }
 
+// moveGateway gives the gateway another data folder.
+func (s *site) moveGateway(dir string) {
+	s.t.Helper()
+	config, err := os.ReadFile(s.gatewayConfig)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	writeFile(s.t, s.gatewayConfig, strings.Replace(string(config), fmt.Sprintf("%q", s.gatewayData), fmt.Sprintf("%q", dir), 1))
+	s.gatewayData = dir
+}
+
 func (s *site) startCloud() {
 	s.t.Helper()
-	s.cloud = start(s.t, "touchline-cloud", "run", "--config", s.cloudConfig)
+	s.cloud = start(s.t, s.cloudProgram, "run", "--config", s.cloudConfig)
 	s.waitReady("touchline-cloud", s.cloud, s.cloudPort)
 }
 
 func (s *site) startGateway() {
 	s.t.Helper()
-	s.gateway = start(s.t, "touchline", "run", "--config", s.gatewayConfig)
+	s.gateway = start(s.t, s.gatewayProgram, "run", "--config", s.gatewayConfig)
 	s.waitReady("touchline", s.gateway, s.http)
+	s.t.Cleanup(func() { // before the gateway is killed
+		if s.t.Failed() && s.gateway.running() {
+			st, err := s.tryStatus()
+			s.t.Logf("status of the gateway at the end: %+v %v", st, err)
+		}
+	})
 }
 
 func (s *site) waitReady(name string, p *program, port int) {
@@ -251,8 +295,13 @@ type status struct {
 		Seen    []struct{ ID string }
 	}
 	Buffer struct {
-		Samples uint64
-		Blocks  uint64
+		State        string
+		Samples      uint64
+		Blocks       uint64
+		Evicted      uint64
+		Appended     uint64
+		CommitErrors uint64 `json:"commit_errors"`
+		LastError    string `json:"last_error"`
 	}
 	Uplink struct {
 		State   string
@@ -262,11 +311,23 @@ type status struct {
 
 func (s *site) status() status {
 	s.t.Helper()
-	var st status
-	if err := json.Unmarshal(s.get(s.http, "/v1/status"), &st); err != nil {
+	st, err := s.tryStatus()
+	if err != nil {
 		s.t.Fatal(err)
 	}
 	return st
+}
+
+func (s *site) tryStatus() (st status, err error) {
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/v1/status", s.http))
+	if err != nil {
+		return st, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return st, fmt.Errorf("GET /v1/status: %s", resp.Status)
+	}
+	return st, json.NewDecoder(resp.Body).Decode(&st)
 }
 
 func (s *site) get(port int, path string) []byte {

@@ -195,6 +195,7 @@ func (s *session) writeFrame() error {
 		return &failure{err: err, code: websocket.CloseInternalServerErr}
 	}
 	blocks := len(s.frame)
+	s.sending(s.frame)
 	clear(s.frame)
 	if err := s.writeMessage(websocket.BinaryMessage, s.frameBuf); err != nil {
 		return err
