@@ -140,7 +140,7 @@ func TestBroker_TakesWhatTheSitesBrokerHas(t *testing.T) {
 	got := store.awaitStored(t, 4)
 	want := []touchline.Sample{
 		{Sensor: "belt", Metric: "hr", Value: touchline.NumberValue(142)},
-		{Sensor: "building.hall.temperature", Metric: "c", Value: touchline.NumberValue(21.5)},
+		{Sensor: "~building.hall.temperature", Metric: "c", Value: touchline.NumberValue(21.5)},
 		{Sensor: "belt", Metric: "_raw", Value: touchline.BytesValue("not a number")},
 		{Sensor: "belt", Metric: "hr", Value: touchline.NumberValue(143)},
 	}
@@ -291,10 +291,15 @@ func TestForeignTopic_NeverTakesTwoTopicsForOneSensor(t *testing.T) {
 	for _, topic := range []string{
 		"sensors/belt", "sensors/belt/hr", "a/b", "a.b", "a/b.c", "a.b/c", "a//b", "a..b", "/a", "a/", "a%2Eb", "a", "",
 		"sensors/a/b/c", "sensors/", "x\x01y", "x%01y", "bad\xff", "bad%FF", long, long + "1", long + "2", strings.Repeat("/", 300), "a~b",
+		"sensors/a.b", "sensors/a", "sensors/.", "sensors/a%2Eb", "belt", "/belt", "sensors/~a.b", "~a.b", "~a/b", "sensors/~", "/",
+		"sensors/~a.b/hr", "sensors/a.b/hr",
 	} {
 		sensor, metric := foreignTopic(topic)
 		if err := touchline.CheckSensor(sensor); err != nil {
 			t.Errorf("%q: %v", topic, err)
+		}
+		if again, _ := foreignTopic("sensors/" + sensor); topic != "sensors/"+sensor && metric == "" && again == sensor {
+			t.Errorf("%q and %q are both sensor %q", topic, "sensors/"+sensor, sensor)
 		}
 		key := sensor + "\x00" + metric
 		if other, ok := seen[key]; ok {
@@ -302,7 +307,10 @@ func TestForeignTopic_NeverTakesTwoTopicsForOneSensor(t *testing.T) {
 		}
 		seen[key] = topic
 	}
-	if sensor, metric := foreignTopic("building/hall/temperature"); sensor != "building.hall.temperature" || metric != "" {
+	if sensor, metric := foreignTopic("building/hall/temperature"); sensor != "~building.hall.temperature" || metric != "" {
+		t.Errorf("got %q %q", sensor, metric)
+	}
+	if sensor, metric := foreignTopic("sensors/court.1/hr"); sensor != "court.1" || metric != "hr" {
 		t.Errorf("got %q %q", sensor, metric)
 	}
 	if sensor, metric := foreignTopic("sensors/belt/hr"); sensor != "belt" || metric != "hr" {

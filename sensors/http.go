@@ -73,8 +73,9 @@ type HTTP struct {
 	logger   *slog.Logger
 	trouble  *limitedLog
 	upgrader websocket.Upgrader
-	posts    chan struct{} // a place for each POST under way
-	large    chan struct{} // a place for each large body
+	origins  *http.CrossOriginProtection // a page from elsewhere must not write samples through its visitor
+	posts    chan struct{}               // a place for each POST under way
+	large    chan struct{}               // a place for each large body
 	batches  pool[reply]
 
 	ctx  context.Context // done with Close
@@ -94,7 +95,8 @@ func NewHTTP(opts HTTPOptions, intake *Intake, logger *slog.Logger) (*HTTP, erro
 	}
 	h := &HTTP{
 		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
-		posts: make(chan struct{}, opts.MaxRequests), large: make(chan struct{}, maxLargeBody),
+		origins: http.NewCrossOriginProtection(),
+		posts:   make(chan struct{}, opts.MaxRequests), large: make(chan struct{}, maxLargeBody),
 		streams: make(map[*stream]struct{}),
 	}
 	h.ctx, h.stop = context.WithCancel(context.Background())
@@ -103,8 +105,7 @@ func NewHTTP(opts HTTPOptions, intake *Intake, logger *slog.Logger) (*HTTP, erro
 		ReadBufferSize:   1 << 10, // with a pool for writing, an idle stream costs some 6 KB
 		WriteBufferSize:  1 << 10,
 		WriteBufferPool:  &sync.Pool{},
-		// CheckOrigin is gorilla's: no Origin header, or that of this host. A
-		// page from elsewhere must not write samples through its visitor.
+		// CheckOrigin is gorilla's: no Origin header, or that of this host.
 		Error: func(w http.ResponseWriter, r *http.Request, status int, reason error) {
 			h.intake.reject(CauseProtocol)
 			p := newProblem(status, "handshake", "WebSocket handshake refused", reason.Error())

@@ -1,10 +1,12 @@
 package sensors
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -191,6 +193,12 @@ func TestPost_FullStoreAndFailedCommitAre503(t *testing.T) {
 		t.Errorf("a full store gives %d %v %+v", r.StatusCode, r.Header, p)
 	}
 	store.setRefuse(nil)
+	// A commit that found the disk full may have taken place all the same.
+	store.setFail(full{1500 * time.Millisecond})
+	r, p = post(t, url, "application/json", `{"hr":1}`)
+	if r.StatusCode != 503 || r.Header.Get("Retry-After") != "2" || !strings.Contains(p.Detail, "unknown") {
+		t.Errorf("a commit on a full disk gives %d %v %+v", r.StatusCode, r.Header, p)
+	}
 	store.setFail(errCommit)
 	r, p = post(t, url, "application/json", `{"hr":1}`)
 	if r.StatusCode != 503 || r.Header.Get("Retry-After") != "1" || !strings.Contains(p.Detail, "unknown") {
@@ -293,4 +301,103 @@ func BenchmarkPost(b *testing.B) {
 		r.Body.Close()
 	}
 	b.ReportMetric(100*float64(b.N)/b.Elapsed().Seconds(), "samples/s")
+}
+
+func TestHTTP_RefusalDoesNotWaitForTheBody(t *testing.T) {
+	store := newStore(t)
+	server := startHTTP(t, newTestIntake(t, store), nil, slog.New(slog.DiscardHandler))
+	for _, tc := range []struct {
+		name, line, headers, status string
+	}{
+		{"media type", "POST " + SamplesPath, "Content-Type: image/png", "415"},
+		{"name", "POST " + SamplesPath + "?sensor=", "Content-Type: application/json", "400"},
+		{"method", "PUT " + SamplesPath, "X-A: b", "405"},
+		{"path", "POST /v1/other", "X-A: b", "404"},
+		{"stream", "GET " + StreamPath, "X-A: b", "426"},
+		{"handshake", "GET " + StreamPath, "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 1", "400"},
+		{"origin", "POST " + SamplesPath, "Content-Type: text/plain\r\nOrigin: http://evil.example", "403"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel() // each waits for the gateway's patience
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: gateway\r\n%s\r\nContent-Length: 1000\r\n\r\nabc", tc.line, tc.headers)
+			answer, err := io.ReadAll(conn) // until the gateway closes
+			if err != nil {
+				t.Fatalf("the connection is held, with the answer %q: %v", answer, err)
+			}
+			if !strings.HasPrefix(string(answer), "HTTP/1.1 "+tc.status) {
+				t.Errorf("the answer is %.80q, want %s", answer, tc.status)
+			}
+		})
+	}
+}
+
+func TestPost_ConnectionLivesOnAfterARefusal(t *testing.T) {
+	server := startHTTP(t, newTestIntake(t, newStore(t)), nil, slog.New(slog.DiscardHandler))
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	r := bufio.NewReader(conn)
+	for _, tc := range []struct {
+		contentType string
+		status      int
+	}{{"image/png", 415}, {"text/plain", 204}, {"application/json", 400}, {"text/plain", 204}} {
+		fmt.Fprintf(conn, "POST %s?sensor=belt&metric=hr HTTP/1.1\r\nHost: gateway\r\nContent-Type: %s\r\nContent-Length: 1\r\n\r\n7", SamplesPath, tc.contentType)
+		answer, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", tc.contentType, err)
+		}
+		_, _ = io.Copy(io.Discard, answer.Body)
+		if answer.StatusCode != tc.status {
+			t.Errorf("%s gives %d, want %d", tc.contentType, answer.StatusCode, tc.status)
+		}
+	}
+}
+
+func TestPost_PagesFromElsewhereCanNotWrite(t *testing.T) {
+	store := newStore(t)
+	in := newTestIntake(t, store)
+	server := startHTTP(t, in, nil, slog.New(slog.DiscardHandler))
+	for _, tc := range []struct {
+		origin, site string
+		status       int
+	}{
+		{"http://evil.example", "", 403}, {"http://evil.example", "cross-site", 403}, {"null", "", 403},
+		{"", "cross-site", 403}, {"http://sub.evil.example", "same-site", 403},
+		{"", "", 204}, {server.URL, "", 204}, {server.URL, "same-origin", 204},
+	} {
+		req, err := http.NewRequest("POST", server.URL+SamplesPath+"?sensor=belt&metric=hr", strings.NewReader("66"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "text/plain")
+		if tc.origin != "" {
+			req.Header.Set("Origin", tc.origin)
+		}
+		if tc.site != "" {
+			req.Header.Set("Sec-Fetch-Site", tc.site)
+		}
+		before := len(store.stored())
+		r, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(r.Body)
+		r.Body.Close()
+		if r.StatusCode != tc.status || tc.status == 403 && r.Header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("origin %q, site %q: %d %q, want %d", tc.origin, tc.site, r.StatusCode, text, tc.status)
+		}
+		if stored := len(store.stored()) - before; stored != 0 && tc.status == 403 || stored == 0 && tc.status == 204 {
+			t.Errorf("origin %q, site %q: %d samples are stored", tc.origin, tc.site, stored)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
 }

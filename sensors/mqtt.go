@@ -33,9 +33,29 @@ const (
 	// 4 KiB hold 30 of 130 bytes.
 	readBufferBytes = 4 << 10
 
-	// Messages waiting for a slow subscriber; more are dropped. A queue costs
-	// 8 bytes a place in each connection, so 512 are 4 KiB.
-	subscriberQueue = 512
+	// What slow subscribers hold: the queue is counted in messages, and a
+	// session keeps the one of its last connection. A copy is at most 16 KiB
+	// of packet (a pack of some 250 samples) and 1 KiB of mochi's own, so 64
+	// sessions with 64 copies each hold at most 68 MiB. More copies are
+	// dropped, and so are larger ones; more subscribers are refused, unless one
+	// that is away can be forgotten.
+	subscriberQueue = 64
+	maxSubscribers  = 64
+	maxLiveBytes    = 16 << 10
+
+	// What large packets hold: mochi makes room for a whole packet, and later
+	// for a copy of it, once it knows the length. So one of more than 8 KiB
+	// needs a place first, and there are as many as keep both within 64 MiB:
+	// 481 with payloads of 64 KiB, and one of 16 MiB. Smaller ones that 4,064
+	// connections have begun take 32 MiB.
+	largePacketBytes  = 8 << 10
+	largePacketsBytes = 64 << 20
+
+	// A connection keeps its will, with that what the will tells about itself,
+	// so 4,000 hold at most 16 MiB. 8 KiB of CONNECT leave 4 KiB for a user
+	// name, a password and properties, which nobody needs yet.
+	maxWillBytes    = 4 << 10
+	maxConnectBytes = 8 << 10
 
 	maxSubscriptions  = 16  // of one client: a display has a few
 	maxFilterBytes    = 512 // of one subscription; the longest topic has 267
@@ -46,6 +66,7 @@ const (
 	sessionExpiry     = time.Hour        // of a session whose client is away
 	maxKeepalive      = 5 * time.Minute  // that an MQTT 5 client is told to use instead of a longer one or none
 	connectTimeout    = 10 * time.Second // from accept to CONNECT
+	packetTimeout     = 30 * time.Second // for a packet to arrive whole, and for a place before that
 	writeTimeout      = 10 * time.Second // of one write; then the connection is closed
 	maxInflightBytes  = 1 << 20          // payload and samples of one connection, not yet acknowledged
 	takeoverPatience  = 5 * time.Second  // how long the older connection of a client id may take to end
@@ -76,8 +97,12 @@ func (o *MQTTOptions) validate() error {
 // sensors/<sensor> and sensors/<sensor>/<metric>; PUBACK and PUBREC follow the
 // commit, in the order of the messages. Subscribers on the local network get a
 // message after it is durable (nobody sees what could still be lost), at
-// QoS 0, and lose what they are too slow to take. Only a will goes to them at
-// once; it is stored like any message.
+// QoS 0, and lose what they are too slow to take and what is larger than
+// 16 KiB. Only a will goes to them at once; it is stored like any message.
+//
+// A will delay is not offered: a will of at most 4 KiB is sent as soon as the
+// connection is lost, even if the client comes back within the delay it asked
+// for. mochi would keep delayed wills without a bound, and only in memory.
 //
 // QoS 2 is exactly once as long as the session lives: for an hour after its
 // client left, and until the gateway restarts.
@@ -91,7 +116,9 @@ type MQTT struct {
 	sessions *sessions
 	batches  pool[answer]
 
-	connectTimeout time.Duration // shorter in a test
+	large chan struct{} // a place for each large packet under way
+
+	connectTimeout, packetTimeout time.Duration // shorter in a test
 
 	ctx  context.Context // done when the broker ends; unblocks what waits for the store
 	stop context.CancelFunc
@@ -118,7 +145,8 @@ func ListenMQTT(opts MQTTOptions, intake *Intake, logger *slog.Logger) (*MQTT, e
 	m := &MQTT{
 		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
 		listener: listener, sessions: newSessions(opts.MaxConnections),
-		conns: make(map[*mqttConn]struct{}), connectTimeout: connectTimeout,
+		conns: make(map[*mqttConn]struct{}), connectTimeout: connectTimeout, packetTimeout: packetTimeout,
+		large: make(chan struct{}, largePacketsBytes/(2*(opts.PayloadBytes+packetOverhead))),
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
 	m.server = mqtt.New(serverOptions(opts, logger))

@@ -161,9 +161,16 @@ func (c *mqttConn) appendAck(dst []byte, kind byte, id uint16, reason byte) []by
 }
 
 // live returns the copy of a message that subscribers will get, or nil where
-// nobody listens.
+// nobody listens or it is too large. The whole packet counts, since its parts
+// share the packet's memory.
 func (c *mqttConn) live(pk *packets.Packet) *liveCopy {
 	if !pk.FixedHeader.Retain && !c.m.hasSubscribers() {
+		return nil
+	}
+	if n := pk.FixedHeader.Remaining; n > maxLiveBytes {
+		c.m.intake.dropped.Add(1)
+		c.m.trouble.warn("mqtt message stored, but neither passed on nor retained: too large",
+			c.attrs(slog.String("topic", pk.TopicName), slog.Int("packet_bytes", n), slog.Int("max_bytes", maxLiveBytes))...)
 		return nil
 	}
 	l := &liveCopy{topic: pk.TopicName, payload: pk.Payload, retain: pk.FixedHeader.Retain}

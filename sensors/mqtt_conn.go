@@ -36,13 +36,16 @@ type mqttConn struct {
 	version byte // 4 is MQTT 3.1.1
 
 	// Of the goroutine that reads.
-	deadline time.Time // mochi's, from the keepalive
-	pending  *batch[answer]
-	decoder  *payload.Decoder // while pending is
-	routes   map[string]route
-	latest   route
-	replies  []byte // PUBCOMPs
-	left     bool   // the session was left
+	deadline       time.Time // mochi's, from the keepalive
+	packetDeadline time.Time // of a packet that has begun, or zero
+	frames         frames
+	placed         bool // a large packet has its place
+	pending        *batch[answer]
+	decoder        *payload.Decoder // while pending is
+	routes         map[string]route
+	latest         route
+	replies        []byte // PUBCOMPs
+	left           bool   // the session was left
 
 	flow   flow[answer]
 	seen   seenCache // of the goroutine that answers
@@ -77,17 +80,18 @@ func (c *mqttConn) Read(p []byte) (int, error) {
 	if c.pending != nil {
 		began := time.Now()
 		c.flush()
-		if !c.deadline.IsZero() { // a wait for the store is not the sensor's silence
-			c.deadline = c.deadline.Add(time.Since(began))
-		}
+		c.postpone(time.Since(began)) // a wait for the store is not the sensor's silence
 	}
 	c.sendReplies()
+	if c.frames.whole() {
+		c.freePlace()
+	}
 	c.mu.Lock()
 	if c.shutting {
 		c.mu.Unlock()
 		return 0, c.goodbye()
 	}
-	err := c.Conn.SetReadDeadline(c.deadline)
+	err := c.Conn.SetReadDeadline(c.readDeadline())
 	c.mu.Unlock()
 	if err != nil {
 		return 0, err
@@ -96,7 +100,13 @@ func (c *mqttConn) Read(p []byte) (int, error) {
 	if err != nil && c.m.ctx.Err() != nil {
 		return 0, c.goodbye()
 	}
-	return n, err
+	if err == nil {
+		err = c.follow(p[:n])
+	}
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
 }
 
 // Write gives a peer that does not read limited time. After an error the
@@ -341,6 +351,7 @@ func (c *mqttConn) violate(cause Cause, code packets.Code, err error) error {
 // ended is called when mochi is through with the connection.
 func (c *mqttConn) ended(err error) {
 	_ = c.Conn.Close()
+	c.freePlace()
 	if c.client != nil && !c.left { // the session began and CONNACK could not be sent
 		p := &c.client.Properties
 		expire := p.ProtocolVersion < 5 && p.Clean || p.ProtocolVersion == 5 && p.Props.SessionExpiryInterval == 0

@@ -1,8 +1,10 @@
 package sensors
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -75,15 +77,46 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	if n := len(cl.ID); n > maxClientIDBytes {
 		return refuse(packets.ErrClientIdentifierNotValid, fmt.Errorf("client id %.40q… has %d bytes: at most %d are allowed", cl.ID, n, maxClientIDBytes))
 	}
+	if n := pk.FixedHeader.Remaining; n > maxConnectBytes && !(pk.Connect.WillFlag && willBytes(&cl.Properties.Will) > maxWillBytes) {
+		return refuse(packets.ErrPacketTooLarge, fmt.Errorf("CONNECT has %d bytes: at most %d are allowed", n, maxConnectBytes))
+	}
 	if pk.Connect.WillFlag {
+		if n := willBytes(&cl.Properties.Will); n > maxWillBytes {
+			return refuse(packets.ErrPacketTooLarge, fmt.Errorf("will has %d bytes: at most %d are allowed", n, maxWillBytes))
+		}
 		if _, _, err := parseTopic(pk.Connect.WillTopic); err != nil {
 			return refuse(packets.ErrTopicNameInvalid, fmt.Errorf("will: %w", err))
 		}
 	}
+	cl.Properties.Will.WillDelayInterval = 0
+	own(cl)
 	if k := cl.State.Keepalive; cl.Properties.ProtocolVersion == 5 && (k == 0 || k > uint16(maxKeepalive/time.Second)) {
 		cl.State.Keepalive, cl.State.ServerKeepalive = uint16(maxKeepalive/time.Second), true
 	}
 	return nil
+}
+
+// willBytes is what a will holds beside its topic, which is short.
+func willBytes(w *mqtt.Will) int {
+	n := len(w.Payload)
+	for _, p := range w.User {
+		n += len(p.Key) + len(p.Val)
+	}
+	return n
+}
+
+// own frees CONNECT's bytes, which all its strings share: what a session
+// remembers of it gets memory of its own, and what nobody reads is forgotten.
+func own(cl *mqtt.Client) {
+	cl.ID = strings.Clone(cl.ID)
+	p, w := &cl.Properties, &cl.Properties.Will
+	p.Username, p.Props.User = nil, nil
+	p.Props.AuthenticationMethod, p.Props.AuthenticationData = "", nil
+	w.Payload, w.TopicName = bytes.Clone(w.Payload), strings.Clone(w.TopicName)
+	w.User = slices.Clone(w.User)
+	for i, p := range w.User {
+		w.User[i] = packets.UserProperty{Key: strings.Clone(p.Key), Val: strings.Clone(p.Val)}
+	}
 }
 
 // OnConnectAuthenticate is the one place where credentials will be checked.
@@ -128,16 +161,20 @@ func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 func (h *hook) OnDisconnect(cl *mqtt.Client, _ error, expire bool) {
 	c := cl.Net.Conn.(*mqttConn)
 	c.flush()
+	cl.Properties.Will = mqtt.Will{} // was sent; the session of an absent client is kept without it
 	h.m.leave(c, expire)
 }
 
 // leave ends c's hold of its session.
 func (m *MQTT) leave(c *mqttConn, expire bool) {
 	c.left = true
-	forgotten := m.sessions.detach(c.client.ID, c, expire)
-	if forgotten == "" {
-		return
+	if forgotten := m.sessions.detach(c.client.ID, c, expire); forgotten != "" {
+		m.forgetAbsent(forgotten)
 	}
+}
+
+// forgetAbsent tells mochi that a session of an absent client is over.
+func (m *MQTT) forgetAbsent(forgotten string) {
 	m.intake.reject(CauseLimit)
 	m.trouble.warn("mqtt session forgotten: too many clients are away", slog.String("client", forgotten))
 	if old, ok := m.server.Clients.Get(forgotten); ok && old.Closed() {
@@ -177,9 +214,22 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 // An empty filter is how mochi is made to refuse one.
 func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	room := maxSubscriptions - cl.State.Subscriptions.Len()
+	forgotten, place := h.m.sessions.subscribe(cl.ID, cl.Net.Conn.(*mqttConn))
+	if forgotten != "" {
+		h.m.forgetAbsent(forgotten)
+	}
+	if !place {
+		h.m.intake.reject(CauseLimit)
+		h.m.trouble.warn("mqtt subscriber refused: too many are connected", slog.String("client", cl.ID), slog.Int("max_subscribers", maxSubscribers))
+		for i := range pk.Filters {
+			pk.Filters[i].Filter = ""
+		}
+		return pk
+	}
 	for i := range pk.Filters {
 		f := &pk.Filters[i]
 		f.Qos = 0
+		f.Filter = strings.Clone(f.Filter) // its bytes are those of a whole packet
 		_, known := cl.State.Subscriptions.Get(f.Filter)
 		if !known {
 			room--

@@ -138,16 +138,16 @@ func TestMQTT_SlowSubscriberHoldsNobodyUp(t *testing.T) {
 	display.send(t, subscribePacket(4, "sensors/#", 2))
 	display.expect(t, kSuback)
 	_ = display.Conn.(*net.TCPConn).SetReadBuffer(4 << 10)
-	// From now on it reads nothing: 3,000 messages of 8 KiB are more than
+	// From now on it reads nothing: 6,000 messages of 3 KiB are more than
 	// sockets and queue hold.
 	belt := dialMQTT(t, m.Addr(), 4, "belt")
-	payload := `"` + strings.Repeat("x", 8<<10) + `"`
-	for i := range 3000 {
+	payload := `"` + strings.Repeat("x", 3<<10) + `"`
+	for i := range 6000 {
 		belt.publish(t, 1, uint16(i+1), "sensors/belt/note", payload)
 		belt.expectAck(t, kPuback, uint16(i+1))
 	}
-	if got := len(store.stored()); got != 3000 {
-		t.Fatalf("%d samples are stored, want 3000", got)
+	if got := len(store.stored()); got != 6000 {
+		t.Fatalf("%d samples are stored, want 6000", got)
 	}
 	eventually(t, "dropped copies counted", func() bool { return in.Stats().Dropped > 0 })
 }

@@ -10,6 +10,7 @@ type sessions struct {
 	mu   sync.Mutex // covers byID and the owners in it
 	byID map[string]*session
 	away int
+	subs int    // sessions that have subscribed
 	turn uint64 // of leaving; the session with the lowest turn is away longest
 }
 
@@ -18,6 +19,7 @@ type sessions struct {
 type session struct {
 	owner *mqttConn // nil while the client is away
 	left  uint64    // its turn
+	sub   bool      // it has subscribed, so that copies may wait for it
 
 	mu   sync.Mutex
 	conn *mqttConn // takes acknowledgements; set after CONNACK
@@ -44,6 +46,7 @@ func (ss *sessions) attach(id string, c *mqttConn, clean bool) (s *session, olde
 		}
 	}
 	if s == nil || clean {
+		ss.remove(id)
 		s = &session{}
 		ss.byID[id] = s
 	}
@@ -62,7 +65,7 @@ func (ss *sessions) detach(id string, c *mqttConn, expire bool) (forgotten strin
 	}
 	s.owner = nil
 	if expire {
-		delete(ss.byID, id)
+		ss.remove(id)
 		return ""
 	}
 	ss.turn++
@@ -71,15 +74,56 @@ func (ss *sessions) detach(id string, c *mqttConn, expire bool) (forgotten strin
 	if ss.away <= ss.maxAway {
 		return ""
 	}
+	return ss.forget(func(*session) bool { return true })
+}
+
+// forget ends the session that is away longest of those that match, and
+// returns its client id, or "". It looks at some thousand entries, and only in
+// a full house.
+func (ss *sessions) forget(match func(*session) bool) (forgotten string) {
 	lowest := ss.turn + 1
-	for id, s := range ss.byID { // some thousand entries, and only when a client leaves a full house
-		if s.owner == nil && s.left < lowest {
+	for id, s := range ss.byID {
+		if s.owner == nil && s.left < lowest && match(s) {
 			forgotten, lowest = id, s.left
 		}
 	}
-	delete(ss.byID, forgotten)
+	if lowest > ss.turn {
+		return ""
+	}
+	ss.remove(forgotten)
 	ss.away--
 	return forgotten
+}
+
+// remove deletes a session, if there is one, with its place as a subscriber.
+func (ss *sessions) remove(id string) {
+	if s := ss.byID[id]; s != nil && s.sub {
+		ss.subs--
+	}
+	delete(ss.byID, id)
+}
+
+// subscribe gives c's session its place among the subscribers, which it keeps
+// as long as it lives: what waits for a client waits with its session. For it
+// the longest absent subscriber may have to be forgotten, whose client id is
+// returned. Without a place nothing may be subscribed to.
+func (ss *sessions) subscribe(id string, c *mqttConn) (forgotten string, ok bool) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	s := ss.byID[id]
+	switch {
+	case s == nil || s.owner != c: // another connection has the id by now
+		return "", false
+	case s.sub:
+		return "", true
+	case ss.subs >= maxSubscribers:
+		if forgotten = ss.forget(func(s *session) bool { return s.sub }); forgotten == "" {
+			return "", false
+		}
+	}
+	s.sub = true
+	ss.subs++
+	return forgotten, true
 }
 
 // expire forgets the session of a client that stayed away.
@@ -87,7 +131,7 @@ func (ss *sessions) expire(id string) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	if s := ss.byID[id]; s != nil && s.owner == nil {
-		delete(ss.byID, id)
+		ss.remove(id)
 		ss.away--
 	}
 }

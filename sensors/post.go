@@ -25,6 +25,10 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 		return unavailable("closing", "The gateway is ending", "send it again later", retryFailed)
 	}
 	in := h.intake
+	if err := h.origins.Check(r); err != nil {
+		in.reject(CauseProtocol)
+		return newProblem(http.StatusForbidden, "origin", "Pages from elsewhere may not write samples", err.Error())
+	}
 	src, p := source(r, in.now().UnixNano())
 	if p != nil {
 		in.reject(CauseProtocol)
@@ -87,13 +91,12 @@ func (h *HTTP) tooLarge() *problem {
 
 func (h *HTTP) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	control := http.NewResponseController(w)
-	if err := control.SetReadDeadline(time.Now().Add(bodyTimeout)); err == nil {
-		defer func() { _ = control.SetReadDeadline(time.Time{}) }() // the server sets its own for the next request
-	}
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // an error would be that of a test's writer
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(h.opts.BodyBytes)))
 	var large *http.MaxBytesError
 	switch {
 	case err == nil:
+		_ = control.SetReadDeadline(time.Time{}) // a wait for the store is not the client's silence
 		return body, nil
 	case errors.As(err, &large):
 		return nil, h.tooLarge()
@@ -115,10 +118,12 @@ func (h *HTTP) store(r *http.Request, l *load) *problem {
 	if err == nil {
 		return nil
 	}
-	if wait := retryAfter(err); wait > 0 {
+	switch wait := retryAfter(err); {
+	case wait > 0 && !committed:
 		return unavailable("full", "Buffer is full", "nothing is stored: send it again later", wait)
-	}
-	if !committed {
+	case wait > 0:
+		return unavailable("commit", "Commit failed", fmt.Sprintf("it is unknown whether the samples are stored: send them again: %v", err), wait)
+	case !committed:
 		return unavailable("not-stored", "Samples are not stored", fmt.Sprintf("nothing is stored: %v", err), retryFailed)
 	}
 	h.trouble.warn("samples of a request are not stored: the client was told to send them again", slog.String("remote", r.RemoteAddr), slog.Any("error", err))

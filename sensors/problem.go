@@ -25,7 +25,11 @@ func newProblem(status int, kind, title, detail string) *problem {
 	return &problem{Type: "urn:touchline:problem:" + kind, Title: title, Status: status, Detail: detail}
 }
 
+// write answers. What is still to come of the request's body is thrown away by
+// the server before it can go on with the next request: a peer that does not
+// send it must not hold the connection for longer than lingerTime.
 func (p *problem) write(w http.ResponseWriter, r *http.Request) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lingerTime)) // the server sets its own for the next request
 	p.Instance = r.URL.Path
 	body, err := json.Marshal(p)
 	if err != nil {

@@ -27,9 +27,9 @@ import (
 //	  sent again. The stream goes on, and an acked of at least k follows.
 //	{"error":{"message":k,"detail":"…"},"retry_after_s":s}
 //	  The gateway is full (close code 1013 follows) or a commit failed (1011).
-//	  Messages up to the last acked are dealt with. With 1013 none from k on is
-//	  stored; with 1011 it is unknown for those from k on. Connect again after
-//	  s seconds and send all from k on.
+//	  Messages up to the last acked are dealt with; of those from k on it is
+//	  unknown which are stored, since a later commit may have succeeded. Connect
+//	  again after s seconds and send all from k on.
 //
 // So a client that keeps its messages until they are acked loses none.
 

@@ -38,16 +38,19 @@ func parseTopic(topic string) (sensor, metric string, err error) {
 
 // foreignTopic maps any topic of a site's own broker to a sensor, so that two
 // topics are never taken for one sensor and none is lost. sensors/<sensor> and
-// sensors/<sensor>/<metric> mean here what they mean everywhere. Any other
-// topic is a sensor itself: its slashes become dots, and what is a dot already
-// or no part of a name is written as %XX. Where that is longer than a name
-// may be, its end is replaced by ~ and the first 128 bits of the topic's
-// SHA-256.
+// sensors/<sensor>/<metric> mean here what they mean everywhere, as long as the
+// sensor's name does not begin with ~. Any other topic is a sensor itself, and
+// its name does: after the ~ its slashes become dots, and what is a dot already
+// or no part of a name is written as %XX. building/hall is ~building.hall.
+// Where that is longer than a name may be, its end is replaced by ~ and the
+// first 128 bits of the topic's SHA-256, so that two such topics differ as
+// surely as hashes do.
 func foreignTopic(topic string) (sensor, metric string) {
-	if sensor, metric, err := parseTopic(topic); err == nil {
+	if sensor, metric, err := parseTopic(topic); err == nil && sensor[0] != '~' {
 		return sensor, metric
 	}
 	var b strings.Builder
+	b.WriteByte('~')
 	for i := 0; i < len(topic); {
 		c := topic[i]
 		_, size := utf8.DecodeRuneInString(topic[i:])
@@ -62,11 +65,11 @@ func foreignTopic(topic string) (sensor, metric string) {
 		i += size
 	}
 	name := b.String()
-	if name == "" || len(name) > touchline.MaxNameBytes {
+	if len(name) > touchline.MaxNameBytes {
 		const digest = 16
 		sum := sha256.Sum256([]byte(topic))
-		head := min(len(name), touchline.MaxNameBytes-1-2*digest)
-		for head > 0 && head < len(name) && !utf8.RuneStart(name[head]) {
+		head := touchline.MaxNameBytes - 1 - 2*digest
+		for !utf8.RuneStart(name[head]) {
 			head-- // never half a character
 		}
 		name = name[:head] + "~" + hex.EncodeToString(sum[:digest])
