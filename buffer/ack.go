@@ -128,6 +128,12 @@ type victim struct {
 	count, bytes     int64
 	minTime, maxTime int64
 	committed        int64 // running ms
+	reported         bool  // as damaged, and lost
+}
+
+// valid says whether the numbers can be those of a block.
+func (v *victim) valid() bool {
+	return v.count >= 1 && v.count <= wire.MaxBlockSamples && v.first >= 1 && v.last() <= touchline.MaxSeq
 }
 
 func (v *victim) last() uint64 { return v.first + uint64(v.count) - 1 }
@@ -229,11 +235,12 @@ func (t *txn) victims(query *sql.Stmt, args []any, take func(*victim) bool) (tak
 	for rows.Next() {
 		var v victim
 		if err := rows.Scan(&v.key, &v.count, &v.bytes, &v.minTime, &v.maxTime, &v.committed); err != nil {
-			return taken, err
+			return taken, contentError(err)
 		}
+		v.reported, v.committed = v.committed < 0, runningOf(v.committed)
 		known := false
 		if v.epoch, v.first, known = t.b.known.of(v.key); !known {
-			return taken, fmt.Errorf("block %d belongs to no epoch", v.key)
+			return taken, fmt.Errorf("%w: block %d belongs to no epoch", errDamaged, v.key)
 		}
 		v.bytes += blockOverheadBytes
 		if !take(&v) {

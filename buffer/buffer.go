@@ -36,7 +36,9 @@ type Options struct {
 	clock func() time.Duration                // monotonic; nil is the system's. Tests move it.
 	free  func(dir string) (int64, error)     // bytes free for us at dir; nil asks the system
 	fault func(stage string, err error) error // nil outside tests; sees, and may replace, what SQLite said
+	steps asideSteps                          // nil outside tests; sees, and may refuse, each step of setting a file aside
 	tick  time.Duration                       // how often an idle buffer looks after itself; 0 is tickInterval
+	vfs   string                              // SQLite's way to the disk; "" is defaultVFS. Tests put a disk that fails there.
 }
 
 // Bounds of Options.
@@ -142,13 +144,22 @@ type Buffer struct {
 	status  status
 	damaged map[touchline.Position]struct{} // blocks found damaged, each counted once
 
+	unreported []damagedBlock // found damaged, not yet recorded as lost
+	damage     *DamageError   // the file itself is damaged: Run ends with it
+	aside      []Aside        // as of Open
+
 	w writer // what belongs to the goroutine of Run alone
 }
 
 // Open locks the folder, opens or makes the database in it, and draws a fresh
-// epoch. It returns a LockedError if another buffer has the folder, and
-// leaves a file alone that a newer version wrote or that is no buffer. ctx
-// ends the opening, not the buffer.
+// epoch. It returns a LockedError if another buffer has the folder.
+//
+// A database that is damaged, another program's, or of a newer schema does not
+// make it fail: that file is set aside, never changed or deleted, and a new one
+// begun, into which the blocks of a damaged one are taken over with their
+// numbers (see Stats.Aside). That reads the whole file, and ends when ctx does;
+// the next Open goes on. A file that can't be read, for an I/O error or a
+// permission, does make it fail. ctx ends the opening, not the buffer.
 func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, error) {
 	if err := opts.check(); err != nil {
 		return nil, fmt.Errorf("open buffer: %w", err)
@@ -164,18 +175,23 @@ func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, erro
 	if opts.tick == 0 {
 		opts.tick = tickInterval
 	}
+	if opts.vfs == "" {
+		opts.vfs = defaultVFS
+	}
 	lock, err := lockFolder(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open buffer: %w", err)
 	}
-	st, err := openStore(ctx, filepath.Join(dir, databaseName))
+	r := recovery{opts: opts, log: logger, path: filepath.Join(dir, databaseName), steps: opts.steps}
+	st, state, aside, err := r.openSound(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, lock.Close()))
 	}
 	b := newBuffer(opts, logger)
 	b.lock, b.store = lock, st
-	if err := b.load(ctx); err != nil {
-		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, st.close(), lock.Close()))
+	b.start(state)
+	for i := range aside {
+		b.aside = append(b.aside, aside[i].stats())
 	}
 	b.log.Info("buffer opened", "file", st.path, "epoch", b.epoch.String(), "epochs_held", len(b.known.bases)-1,
 		"blocks", b.held.blocks, "samples", b.held.samples, "bytes", b.held.bytes, "lost_unconfirmed", len(b.lost))
@@ -201,18 +217,13 @@ func newBuffer(opts Options, logger *slog.Logger) *Buffer {
 	return b
 }
 
-// load reads what the file holds into memory.
-func (b *Buffer) load(ctx context.Context) error {
-	state, err := b.store.load(ctx)
-	if err != nil {
-		return err
-	}
+// start takes over what the file holds.
+func (b *Buffer) start(state contents) {
 	b.held, b.lost, b.known = state.held, state.lost, state.epochs
 	b.known.add(state.lastKey, b.epoch) // in the file with its first block
 	b.clock = newRunningClock(state.runningMS, b.opts.clock)
 	b.oldest = state.oldest
 	b.w.talliedAt = b.clock.now()
-	return nil
 }
 
 // Close ends Run if it still runs, waits for it and for readers, and frees
@@ -230,7 +241,7 @@ func (b *Buffer) Close() error {
 		<-b.ended
 		b.readers.Lock() // waits for reads that are under way; later ones see that life has ended
 		defer b.readers.Unlock()
-		b.closing = errors.Join(b.store.close(), b.lock.Close())
+		b.closing = errors.Join(b.putAway(), b.store.close(), b.lock.Close())
 	})
 	if b.closing != nil {
 		return fmt.Errorf("close buffer: %w", b.closing)

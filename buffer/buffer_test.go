@@ -2,7 +2,6 @@ package buffer
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -291,58 +290,6 @@ func TestOpen_RefusesBadOptions(t *testing.T) {
 			t.Errorf("error does not name %s: %v", key, err)
 		}
 	}
-}
-
-func TestOpen_LeavesForeignFilesAlone(t *testing.T) {
-	version := func(offset int, value byte) func([]byte) []byte {
-		return func(file []byte) []byte { file[offset] = value; return file }
-	}
-	for name, test := range map[string]struct {
-		damage func([]byte) []byte
-		want   string
-	}{
-		"newer schema":    {version(63, 2), "newer touchline"},
-		"other program":   {version(68, 0), "not a touchline buffer"},
-		"no database":     {func([]byte) []byte { return []byte("{\"hello\":\"world\"}\n") }, "not a SQLite database"},
-		"emptied, a log":  {func([]byte) []byte { return nil }, "is empty, but its log"},
-		"long other text": {func([]byte) []byte { return []byte(strings.Repeat("text ", 1000)) }, "not a SQLite database"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			opts := testOptions(t)
-			path := filepath.Join(opts.Dir, databaseName)
-			file, err := fileOfABuffer(t)
-			if err != nil {
-				t.Fatal(err)
-			}
-			file = test.damage(file)
-			for path, content := range map[string][]byte{path: file, path + "-wal": []byte("a log that somebody may want back")} {
-				if err := os.WriteFile(path, content, 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			_, err = Open(testContext(t), opts, testLogger(t))
-			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), path) {
-				t.Fatalf("error %v, want %q and the path", err, test.want)
-			}
-			if now, err := os.ReadFile(path); err != nil || hex.EncodeToString(now) != hex.EncodeToString(file) {
-				t.Errorf("the file was changed (%v)", err)
-			}
-			if log, err := os.ReadFile(path + "-wal"); err != nil || string(log) != "a log that somebody may want back" {
-				t.Errorf("the log was changed (%v)", err)
-			}
-		})
-	}
-}
-
-// fileOfABuffer returns a sound database, its log copied into it.
-func fileOfABuffer(t *testing.T) ([]byte, error) {
-	opts := testOptions(t)
-	b := startBuffer(t, opts)
-	mustAppend(t, b, numbered(0, 10))
-	if err := b.Close(); err != nil {
-		return nil, err
-	}
-	return os.ReadFile(filepath.Join(opts.Dir, databaseName))
 }
 
 func TestOpen_MakesFilesForTheOwnerOnly(t *testing.T) {

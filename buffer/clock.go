@@ -21,6 +21,16 @@ func newRunningClock(baseMS int64, elapsed func() time.Duration) runningClock {
 	return runningClock{base: time.Duration(baseMS) * time.Millisecond, started: elapsed(), elapsed: elapsed}
 }
 
+// A block that was found damaged, and recorded as lost for it, keeps its row;
+// the time of its commit is then written as -1 less it. That is where a start
+// sees that this loss was recorded.
+func runningOf(committed int64) int64 {
+	if committed < 0 {
+		return -1 - committed
+	}
+	return committed
+}
+
 // now returns the running time in milliseconds.
 func (c *runningClock) now() int64 {
 	return (c.base + c.elapsed() - c.started).Milliseconds()

@@ -64,7 +64,7 @@ type encoded struct {
 // Run commits what is appended, applies the limits, and returns nil when ctx
 // ends or Close is called, after a last commit of what was accepted. It may be
 // called once. A failing disk does not end it: it answers with errors, says so
-// in Stats, and tries again.
+// in Stats, and tries again. A damaged file does, with a DamageError.
 func (b *Buffer) Run(ctx context.Context) error {
 	if !b.running.CompareAndSwap(false, true) {
 		return errors.New("run buffer: it was run or closed before")
@@ -77,7 +77,14 @@ func (b *Buffer) Run(ctx context.Context) error {
 		upkeep := false
 		select {
 		case <-b.life.Done():
+			if err := b.damageFound(); err != nil {
+				b.abandon(err)
+				return fmt.Errorf("run buffer: %w", err)
+			}
 			b.finish()
+			if err := b.damageFound(); err != nil {
+				return fmt.Errorf("run buffer: %w", err)
+			}
 			return nil
 		case <-b.work:
 		case <-tick.C:
@@ -139,6 +146,7 @@ func (b *Buffer) round(upkeep bool) {
 	if wrote || err != nil {
 		b.note(err)
 	}
+	b.noticeDamage(err)
 	b.checkLimits() // before the answers, so that who was told sees the limit
 	if err != nil {
 		b.answer(taken, &CommitError{Err: err, After: b.retryAfter()})

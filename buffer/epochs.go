@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"math"
+	"slices"
 	"sort"
 
 	"touchline"
@@ -33,6 +34,18 @@ func (e *epochs) add(base int64, uuid touchline.Epoch) {
 	e.index[uuid] = len(e.bases)
 	e.bases = append(e.bases, base)
 	e.uuids = append(e.uuids, uuid)
+}
+
+// insert puts an epoch where its base belongs, and returns its index. It is
+// for those who have the epochs to themselves.
+func (e *epochs) insert(base int64, uuid touchline.Epoch) int {
+	i, _ := slices.BinarySearch(e.bases, base)
+	e.bases, e.uuids = slices.Insert(e.bases, i, base), slices.Insert(e.uuids, i, uuid)
+	e.index = make(map[touchline.Epoch]int, len(e.uuids))
+	for i, uuid := range e.uuids {
+		e.index[uuid] = i
+	}
+	return i
 }
 
 // current returns the index of this opening's epoch.

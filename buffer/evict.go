@@ -3,24 +3,31 @@ package buffer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"touchline"
 )
 
-// A cause says which limit a block was evicted for.
+// A cause says why samples were lost: the limit that blocks were evicted for,
+// or damage.
 type cause int
 
 const (
 	maxBytes cause = iota
 	maxAge
 	freeReserve
-	causes // how many there are
+	causes // how many limits there are
+	damage = causes
 )
+
+var causeNames = [...]string{"max_bytes", "max_age", "free_reserve", "damage"}
+
+func knownCause(name string) bool { return slices.Contains(causeNames[:], name) }
 
 // String returns the cause as lost messages and counters name it.
 func (c cause) String() string {
-	return [causes]string{"max_bytes", "max_age", "free_reserve"}[c]
+	return causeNames[c]
 }
 
 const (
@@ -63,7 +70,7 @@ func (b *Buffer) chores(upkeep bool) bool {
 	}
 	b.mu.Lock()
 	acked := b.acks.ranges()
-	waiting := acked > 0 || len(b.acks.confirmed) > 0
+	waiting := acked > 0 || len(b.acks.confirmed) > 0 || len(b.unreported) > 0
 	full := b.status.state() == StateFull
 	b.mu.Unlock()
 	if acked >= maxAckRanges || full && waiting {
@@ -136,6 +143,7 @@ func (t *txn) evictOldest(why cause, budget *deleteBudget, take func(*victim) bo
 		return nil
 	}
 	var losses []*loss // one for each epoch
+	var lastKey int64
 	_, err := t.victims(t.b.store.oldVictims, []any{budget.blocks}, func(v *victim) bool {
 		if !take(v) {
 			return false
@@ -147,9 +155,12 @@ func (t *txn) evictOldest(why cause, budget *deleteBudget, take func(*victim) bo
 		budget.take(v)
 		t.probeDelete(v)
 		t.evicted[why].add(v.totals())
-		if n := len(losses); n == 0 || losses[n-1].epoch != v.epoch {
+		lastKey = v.key
+		switch n := len(losses); {
+		case v.reported || !v.valid(): // of the first the cloud heard, of the second nothing is known
+		case n == 0 || losses[n-1].epoch != v.epoch:
 			losses = append(losses, newLoss(v))
-		} else {
+		default:
 			losses[n-1].add(v)
 		}
 		return true
@@ -160,18 +171,19 @@ func (t *txn) evictOldest(why cause, budget *deleteBudget, take func(*victim) bo
 	if budget.blocks <= 0 {
 		t.more = true // the query ended there
 	}
+	if lastKey == 0 {
+		return nil
+	}
+	// Nothing older is left, so this is all from the start.
+	if _, err := t.b.store.deleteBlocks.ExecContext(context.Background(), 0, lastKey); err != nil {
+		return err
+	}
 	for _, l := range losses {
-		// Nothing older is left, so this is all from the start.
-		if _, err := t.b.store.deleteBlocks.ExecContext(context.Background(), 0, l.lastKey); err != nil {
-			return err
-		}
 		if err := t.lose(why, l); err != nil {
 			return fmt.Errorf("record loss: %w", err)
 		}
 	}
-	if len(losses) > 0 {
-		_, err = t.b.store.sweepEpochs.ExecContext(context.Background(), t.b.known.base())
-	}
+	_, err = t.b.store.sweepEpochs.ExecContext(context.Background(), t.b.known.base())
 	return err
 }
 
@@ -303,7 +315,6 @@ type loss struct {
 	epoch            int // index
 	ranges           touchline.Ranges
 	minTime, maxTime int64
-	lastKey          int64 // of the last block
 }
 
 func newLoss(v *victim) *loss {
@@ -315,5 +326,4 @@ func newLoss(v *victim) *loss {
 func (l *loss) add(v *victim) {
 	l.ranges.Add(touchline.Range{First: v.first, Last: v.last()})
 	l.minTime, l.maxTime = min(l.minTime, v.minTime), max(l.maxTime, v.maxTime)
-	l.lastKey = v.key
 }

@@ -17,9 +17,6 @@ const (
 	// below what a control message may have. Beyond are the youngest, which
 	// the cloud learns of when their blocks arrive.
 	maxHeldEpochs = 1024
-	// maxDamagedKnown bounds how many damaged blocks are remembered as
-	// counted.
-	maxDamagedKnown = 65536
 )
 
 // Next returns the blocks that follow after, oldest epoch first and by number
@@ -31,7 +28,10 @@ const (
 // acknowledged are left out.
 //
 // The zero Position, or one whose epoch this opening never knew, is before
-// everything. A block whose CRC does not hold is left out, counted, and kept.
+// everything. A block whose CRC does not hold is left out, counted, kept where
+// it is until a limit takes it, and told the cloud as lost. An error other
+// than ErrClosed and ctx's may be passing; where the file is damaged it is
+// not, and Run ends with it too.
 func (b *Buffer) Next(ctx context.Context, after touchline.Position, maxBytes int) ([]wire.Block, error) {
 	for {
 		// Taken before looking, so that a commit in between is not missed.
@@ -65,11 +65,13 @@ func (b *Buffer) readBehind(after touchline.Position, maxBytes int) ([]wire.Bloc
 	}
 	from, err := b.locate(after)
 	if err != nil {
+		b.noticeDamage(err)
 		return nil, fmt.Errorf("find position in buffer: %w", err)
 	}
 	for {
 		blocks, next, err := b.readFrom(from, maxBytes)
 		if err != nil {
+			b.noticeDamage(err)
 			return nil, fmt.Errorf("read buffer: %w", err)
 		}
 		if len(blocks) > 0 || next == from {
@@ -103,6 +105,9 @@ func seek(query *sql.Stmt, key int64) (found, count int64, err error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, 0, nil
 	}
+	if err != nil {
+		err = contentError(err)
+	}
 	return found, count, err
 }
 
@@ -117,24 +122,41 @@ func (b *Buffer) readFrom(from int64, maxBytes int) (blocks []wire.Block, next i
 	next = from
 	for size := 0; rows.Next(); {
 		var key int64
+		var count, crc, committed any // whatever a damaged row has there
 		var block wire.Block
-		if err := rows.Scan(&key, &block.Count, &block.CRC, &block.Data); err != nil {
-			return nil, from, err
+		if err := rows.Scan(&key, &count, &crc, &block.Data, &committed); err != nil {
+			return nil, from, contentError(err)
+		}
+		if key < next {
+			return nil, from, fmt.Errorf("%w: block %d is out of order", errDamaged, key)
 		}
 		next = key + 1
 		i, first, known := b.known.of(key)
 		if !known {
-			return nil, from, fmt.Errorf("block %d belongs to no epoch", key)
+			return nil, from, fmt.Errorf("%w: block %d belongs to no epoch", errDamaged, key)
 		}
 		block.Epoch, block.First = b.known.uuids[i], first
-		if end, acked := b.ackedEnd(i, block.Range()); acked {
+		block.Count, block.CRC = numberOf(count), numberOf(crc)
+		if r := block.Range(); !r.Valid() {
+			block.Count = 0 // and so fails its check
+		} else if end, acked := b.ackedEnd(i, r); acked {
 			if len(blocks) == 0 {
-				return nil, b.known.key(i, end) + 1, nil // past all that is acknowledged, at once
+				if err := rows.Close(); err != nil { // or two connections would be taken
+					return nil, from, err
+				}
+				// Past all that is acknowledged at once, but not past a block of
+				// which that is a part only.
+				next, err := b.locate(touchline.Position{Epoch: block.Epoch, Seq: end})
+				if err != nil {
+					return nil, from, err
+				}
+				return nil, next, nil
 			}
 			continue
 		}
 		if err := block.Check(); err != nil {
-			b.countDamaged(&block, err)
+			reported, _ := committed.(int64)
+			b.countDamaged(damagedBlock{key: key, epoch: i, first: first, reported: reported < 0}, err)
 			continue
 		}
 		if size += len(block.Data); size > maxBytes && len(blocks) > 0 {
@@ -151,22 +173,6 @@ func (b *Buffer) ackedEnd(epoch int, r touchline.Range) (uint64, bool) {
 	return b.acks.covering(epoch, r)
 }
 
-// countDamaged counts and logs a damaged block the first time that it is met.
-func (b *Buffer) countDamaged(block *wire.Block, why error) {
-	at := touchline.Position{Epoch: block.Epoch, Seq: block.First}
-	b.mu.Lock()
-	_, known := b.damaged[at]
-	if !known && len(b.damaged) < maxDamagedKnown {
-		b.damaged[at] = struct{}{}
-		b.status.damaged++
-	}
-	b.mu.Unlock()
-	if !known {
-		b.log.Error("block in the buffer is damaged: it is kept and not sent", "epoch", block.Epoch.String(),
-			"first", block.First, "count", block.Count, "error", why)
-	}
-}
-
 // Held returns the epochs of which blocks are held, oldest first and 1,024 at
 // most, and the oldest 256 lost records that are not confirmed. A record that
 // was returned never changes; those beyond are returned when these are
@@ -174,6 +180,7 @@ func (b *Buffer) countDamaged(block *wire.Block, why error) {
 func (b *Buffer) Held() ([]wire.Held, []wire.Lost) {
 	held, err := b.heldEpochs()
 	if err != nil {
+		b.noticeDamage(err)
 		b.log.Error("epochs of the buffer can't be read", "error", err)
 	}
 	b.mu.Lock()
@@ -212,7 +219,7 @@ func (b *Buffer) heldEpochs() ([]wire.Held, error) {
 		}
 		i, first, known := b.known.of(oldest)
 		if !known {
-			return held, fmt.Errorf("read epochs: block %d belongs to no epoch", oldest)
+			return held, fmt.Errorf("read epochs: %w: block %d belongs to no epoch", errDamaged, oldest)
 		}
 		from = b.known.end(i)
 		youngest, count, err := seek(b.store.upTo, from)

@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"slices"
 	"time"
 
 	"touchline"
@@ -33,9 +34,38 @@ type Stats struct {
 	Evicted  map[string]uint64 // samples deleted, by cause: max_bytes, max_age, free_reserve
 	Damaged  uint64            // blocks found damaged when they were read
 
+	DamagedSamples uint64  // samples recorded as lost because their block was damaged
+	Aside          []Aside // files that were set aside, oldest first, as of Open
+
 	Commits      uint64        // transactions that inserted samples
 	CommitErrors uint64        // commits that failed
 	LastCommit   time.Duration // how long the last one took, encoding and sync included
+}
+
+// Aside says what became of one database that was set aside. Nothing deletes
+// it but a person.
+type Aside struct {
+	Path    string
+	Kind    string // damaged, foreign, newer, or taken: was newer, and its blocks were taken in
+	Why     string // "" where its report is gone
+	When    time.Time
+	Bytes   int64  // on the disk, with its log
+	State   string // salvaged, partly salvaged (the next opening goes on), or untouched
+	Blocks  int64  // that were taken over
+	Samples int64
+	Lost    int64  // samples that are known to be lost with it
+	Problem string // the first thing that was wrong while it was read
+}
+
+func (a *asideFile) stats() Aside {
+	s := Aside{
+		Path: a.path, Kind: string(a.kind), Why: a.report.Why, When: a.at, Bytes: a.bytes(), State: a.report.State,
+		Blocks: a.report.Blocks, Samples: a.report.Samples, Lost: a.report.Lost, Problem: a.report.Problem,
+	}
+	if s.State == "" {
+		s.State = "untouched"
+	}
+	return s
 }
 
 // status is what the buffer counts; Buffer.mu covers it.
@@ -47,6 +77,7 @@ type status struct {
 	lastError string
 
 	appended, acked, damaged uint64
+	damagedSamples           uint64
 	evicted                  [causes]uint64
 	commits, commitErrors    uint64
 	lastCommit               time.Duration
@@ -68,21 +99,23 @@ func (b *Buffer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := Stats{
-		Epoch:        b.epoch,
-		State:        b.status.state(),
-		LastError:    b.status.lastError,
-		Blocks:       b.held.blocks,
-		Samples:      b.held.samples,
-		Bytes:        b.held.bytes,
-		Waiting:      len(b.waiting.samples),
-		LostRecords:  len(b.lost),
-		Appended:     b.status.appended,
-		Acked:        b.status.acked,
-		Evicted:      make(map[string]uint64, causes),
-		Damaged:      b.status.damaged,
-		Commits:      b.status.commits,
-		CommitErrors: b.status.commitErrors,
-		LastCommit:   b.status.lastCommit,
+		Epoch:          b.epoch,
+		State:          b.status.state(),
+		LastError:      b.status.lastError,
+		Blocks:         b.held.blocks,
+		Samples:        b.held.samples,
+		Bytes:          b.held.bytes,
+		Waiting:        len(b.waiting.samples),
+		LostRecords:    len(b.lost),
+		Appended:       b.status.appended,
+		Acked:          b.status.acked,
+		Evicted:        make(map[string]uint64, causes),
+		Damaged:        b.status.damaged,
+		DamagedSamples: b.status.damagedSamples,
+		Aside:          slices.Clone(b.aside),
+		Commits:        b.status.commits,
+		CommitErrors:   b.status.commitErrors,
+		LastCommit:     b.status.lastCommit,
 	}
 	if b.held.blocks > 0 {
 		s.OldestAge = time.Duration(b.clock.now()-b.oldest) * time.Millisecond

@@ -3,7 +3,6 @@ package buffer
 import (
 	"context"
 	"database/sql"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -90,26 +89,34 @@ const (
 // and the statements. It knows nothing of queues and limits.
 type store struct {
 	path    string
+	vfs     string
 	writeDB *sql.DB
 	conn    *sql.Conn // the only one of writeDB; used by one goroutine at a time
 	readDB  *sql.DB
+
+	prepared []*sql.Stmt // of conn: database/sql leaves it to us to close them
 
 	begin, commit, rollback                      *sql.Stmt
 	insertBlock, insertEpoch, sweepEpochs        *sql.Stmt
 	ackVictims, oldVictims, deleteBlocks, oldest *sql.Stmt
 	insertLost, updateLost, deleteLost           *sql.Stmt
 	probe, saveTally                             *sql.Stmt
+	markDamaged, victimAt, lastUpTo, firstAfter  *sql.Stmt
+	probeLost                                    *sql.Stmt
 	read, after, upTo                            *sql.Stmt // of readDB
 }
 
 // openStore opens the file at path, or makes it, and checks that SQLite took
-// the settings on which durability depends.
-func openStore(ctx context.Context, path string) (_ *store, err error) {
-	fresh, err := checkHead(path)
-	if err != nil {
-		return nil, err
-	}
-	if fresh {
+// the settings on which durability depends. What the file is has been looked
+// at (see inspect).
+func openStore(ctx context.Context, path string) (*store, error) {
+	return openStoreOn(ctx, defaultVFS, path)
+}
+
+// openStoreOn leaves it to its caller to close a store that it returns with an
+// error: the file is damaged then, and is renamed first (see setAside).
+func openStoreOn(ctx context.Context, vfs, path string) (_ *store, err error) {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		// Made here, not by SQLite, so that nobody else may read it.
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
@@ -119,81 +126,85 @@ func openStore(ctx context.Context, path string) (_ *store, err error) {
 			return nil, fmt.Errorf("make database: %w", err)
 		}
 	}
-	s := &store{path: path}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.close())
+	s := &store{path: path, vfs: vfs}
+	for _, step := range []func(context.Context) error{s.rewriteLog, s.connect, s.migrate, s.prepare} {
+		switch err := step(ctx); {
+		case err == nil:
+		case isDamageAtOpen(err):
+			return s, fmt.Errorf("open database %s: %w", path, err)
+		default:
+			return nil, fmt.Errorf("open database %s: %w", path, errors.Join(err, s.close()))
 		}
-	}()
-	if err := s.connect(ctx); err != nil {
-		return nil, fmt.Errorf("open database %s: %w", path, err)
-	}
-	if err := s.migrate(ctx); err != nil {
-		return nil, fmt.Errorf("open database %s: %w", path, err)
-	}
-	if err := s.prepare(ctx); err != nil {
-		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	return s, nil
 }
 
-// checkHead looks at the file before SQLite does, which would change it:
-// https://www.sqlite.org/fileformat2.html, section 1.3. It says whether the
-// file is missing or empty, and returns an error for one that this version
-// must leave alone.
-func checkHead(path string) (fresh bool, err error) {
-	f, err := os.Open(path)
+// defaultVFS keeps the index of the log in memory instead of a mapped file,
+// which kills the process with SIGBUS on some full disks; it also locks other
+// processes out.
+const defaultVFS = "unix-excl"
+
+// rewriteLog writes each byte of the log again and syncs it. Where a sync
+// failed before the last run ended, the system may have what it was to write
+// in its cache only and take it for written. SQLite would read it as committed
+// and go on behind it, and all that is acknowledged from then on would hang on
+// a page that a power cut takes away. Only a run that did not end by Close, or
+// whose disk failed, leaves a log.
+func (s *store) rewriteLog(context.Context) error {
+	f, err := os.OpenFile(s.path+"-wal", os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		return true, checkNoLog(path, "missing")
+		return nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("open database: %w", err)
+		return fmt.Errorf("rewrite log: %w", err)
 	}
-	defer f.Close()
-	var head [100]byte
-	n, err := io.ReadFull(f, head[:])
-	if err == io.EOF {
-		return true, checkNoLog(path, "empty")
-	}
-	if err != nil && err != io.ErrUnexpectedEOF {
-		return false, fmt.Errorf("read database: %w", err)
-	}
-	if n < len(head) || !strings.HasPrefix(string(head[:]), "SQLite format 3\x00") {
-		return false, fmt.Errorf("%s is not a SQLite database: move it away, and start again", path)
-	}
-	version, id := binary.BigEndian.Uint32(head[60:]), binary.BigEndian.Uint32(head[68:])
-	return false, checkVersion(path, id, version)
-}
-
-// checkNoLog keeps SQLite from deleting a log whose database is gone.
-func checkNoLog(path, what string) error {
-	if info, err := os.Stat(path + "-wal"); err == nil && info.Size() > 0 {
-		return fmt.Errorf("%s is %s, but its log %s-wal holds %d bytes of samples: bring the database back, or move both away", path, what, path, info.Size())
+	err = rewrite(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("rewrite log: %w", err)
 	}
 	return nil
 }
 
-// checkVersion refuses what this version can't use. Version and id are both 0
-// in a file whose making was cut short.
-func checkVersion(path string, id, version uint32) error {
-	switch {
-	case id == 0 && version == 0, id == applicationID && version == schemaVersion:
-		return nil
-	case id == applicationID && version > schemaVersion:
-		return fmt.Errorf("%s was written by a newer touchline (its schema is %d, this version knows %d): install that version again, or move the file away", path, version, schemaVersion)
+func rewrite(f *os.File) error {
+	buf := make([]byte, 1<<20)
+	for at := int64(0); ; {
+		n, err := f.ReadAt(buf, at)
+		if n > 0 {
+			if _, err := f.WriteAt(buf[:n], at); err != nil {
+				return err
+			}
+			at += int64(n)
+		}
+		if errors.Is(err, io.EOF) {
+			return f.Sync()
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return fmt.Errorf("%s is a SQLite database, but not a touchline buffer: move it away, and start again", path)
 }
 
-// connect opens the connections. vfs=unix-excl keeps the index of the log in
-// memory instead of a mapped file, which kills the process with SIGBUS on some
-// full disks; it also locks other processes out.
+// unmade says whether the file may have no page yet, which is when it takes
+// auto_vacuum: it is empty, or a power cut left the journal of its making. Any
+// other file has it, and must not be given it again: SQLite would write it
+// into the log before it is told to sync, and all that is committed later
+// would stand behind a page that a failed sync can lose.
+func (s *store) unmade() bool {
+	info, err := os.Stat(s.path)
+	_, journal := os.Stat(s.path + "-journal")
+	return err != nil || info.Size() == 0 || journal == nil
+}
+
+// connect opens the connections.
 func (s *store) connect(ctx context.Context) error {
 	uri := (&url.URL{Scheme: "file", Path: s.path}).String()
-	common := uri + "?vfs=unix-excl&_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000"
+	common := uri + "?vfs=" + s.vfs + "&_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000"
 	var err error
-	// auto_vacuum comes before the file has a table, or it has no effect.
-	if s.writeDB, err = sql.Open("sqlite3", common+"&_auto_vacuum=incremental&_txlock=immediate&_cache_size=-8000"); err != nil {
+	writer := common + "&_txlock=immediate&_cache_size=-8000"
+	if s.unmade() {
+		writer += "&_auto_vacuum=incremental"
+	}
+	if s.writeDB, err = sql.Open("sqlite3", writer); err != nil {
 		return err
 	}
 	s.writeDB.SetMaxOpenConns(1)
@@ -216,7 +227,7 @@ func (s *store) connect(ctx context.Context) error {
 			return fmt.Errorf("ask for %s: %w", want.pragma, err)
 		}
 		if got != want.value {
-			return fmt.Errorf("SQLite has %s = %s where durability needs %s", want.pragma, got, want.value)
+			return fmt.Errorf("SQLite has %s = %s, and must have %s", want.pragma, got, want.value)
 		}
 	}
 	if s.readDB, err = sql.Open("sqlite3", common+"&_query_only=true"); err != nil {
@@ -238,11 +249,11 @@ func (s *store) migrate(ctx context.Context) error {
 	if err := s.conn.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
 		return fmt.Errorf("read application id: %w", err)
 	}
-	if err := checkVersion(s.path, id, version); err != nil {
-		return err
-	}
-	if version == schemaVersion {
+	if version == schemaVersion && id == applicationID {
 		return nil
+	}
+	if version != 0 || id != 0 { // inspect has seen another head than SQLite
+		return fmt.Errorf("%w: its schema is %d, its application id %#x", errDamaged, version, id)
 	}
 	script := fmt.Sprintf("BEGIN IMMEDIATE; %s PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
 		schema, applicationID, schemaVersion)
@@ -282,6 +293,11 @@ func (s *store) prepare(ctx context.Context) error {
 		{&s.insertLost, "INSERT INTO lost (id, epoch, ranges, cause, min_time, max_time) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"},
 		{&s.updateLost, "UPDATE lost SET ranges = ?2, min_time = ?3, max_time = ?4 WHERE id = ?1"},
 		{&s.deleteLost, "DELETE FROM lost WHERE id = ?1"},
+		{&s.markDamaged, "UPDATE block SET committed = -1 - committed WHERE key = ?1 AND committed >= 0"},
+		{&s.victimAt, victim + "WHERE key = ?1"},
+		{&s.firstAfter, "SELECT key, count FROM block WHERE key > ?1 ORDER BY key LIMIT 1"},
+		{&s.lastUpTo, "SELECT key, count FROM block WHERE key <= ?1 ORDER BY key DESC LIMIT 1"},
+		{&s.probeLost, "SELECT count(*) FROM lost WHERE id = ?1"},
 		{&s.saveTally, "UPDATE tally SET upto = ?1, blocks = ?2, samples = ?3, data_bytes = ?4, running_ms = ?5"},
 	} {
 		stmt, err := s.conn.PrepareContext(ctx, p.text)
@@ -289,9 +305,10 @@ func (s *store) prepare(ctx context.Context) error {
 			return fmt.Errorf("prepare %q: %w", p.text, err)
 		}
 		*p.to = stmt
+		s.prepared = append(s.prepared, stmt)
 	}
 	for _, p := range []statement{
-		{&s.read, "SELECT key, count, crc, data FROM block WHERE key >= ?1 ORDER BY key LIMIT ?2"},
+		{&s.read, "SELECT key, count, crc, data, committed FROM block WHERE key >= ?1 ORDER BY key LIMIT ?2"},
 		{&s.after, "SELECT key, count FROM block WHERE key > ?1 ORDER BY key LIMIT 1"},
 		{&s.upTo, "SELECT key, count FROM block WHERE key <= ?1 ORDER BY key DESC LIMIT 1"},
 	} {
@@ -317,15 +334,31 @@ type contents struct {
 func (s *store) load(ctx context.Context) (contents, error) {
 	var c contents
 	if err := s.loadTotals(ctx, &c); err != nil {
-		return c, fmt.Errorf("count blocks: %w", err)
+		return c, fmt.Errorf("count blocks: %w", contentError(err))
 	}
 	if err := s.loadEpochs(ctx, &c); err != nil {
-		return c, fmt.Errorf("read epochs: %w", err)
+		return c, fmt.Errorf("read epochs: %w", contentError(err))
 	}
 	if err := s.loadLost(ctx, &c); err != nil {
-		return c, fmt.Errorf("read lost records: %w", err)
+		return c, fmt.Errorf("read lost records: %w", contentError(err))
+	}
+	if c.held.blocks < 0 || c.held.samples < 0 || c.held.bytes < 0 || c.lastKey < 0 || c.lastKey > maxKey {
+		return c, fmt.Errorf("%w: it counts %d blocks, %d samples, %d bytes, up to %d", errDamaged,
+			c.held.blocks, c.held.samples, c.held.bytes, c.lastKey)
 	}
 	return c, nil
+}
+
+// maxKey leaves room above the highest key for a new epoch.
+const maxKey = 1 << 62
+
+// contentError makes damage of a value of the wrong type, and of a row that
+// must be there and is not. (database/sql has no type for the first.)
+func contentError(err error) error {
+	if errors.Is(err, sql.ErrNoRows) || strings.HasPrefix(err.Error(), "sql: Scan error") {
+		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return err
 }
 
 func (s *store) loadTotals(ctx context.Context, c *contents) error {
@@ -338,12 +371,17 @@ func (s *store) loadTotals(ctx context.Context, c *contents) error {
 	}
 	c.held.bytes = data + c.held.blocks*blockOverheadBytes
 	// The youngest block says how late it was when it was committed; the
-	// clock saved with the tally may be later.
+	// clock saved with the tally may be later. Keys that the tally counted stay
+	// taken when their blocks are gone: what comes next is not in it.
 	row = s.conn.QueryRowContext(ctx, `SELECT
 		coalesce((SELECT committed FROM block ORDER BY key LIMIT 1), 0),
 		max(coalesce((SELECT committed FROM block ORDER BY key DESC LIMIT 1), 0), (SELECT running_ms FROM tally)),
-		coalesce((SELECT key + count - 1 FROM block ORDER BY key DESC LIMIT 1), 0)`)
-	return row.Scan(&c.oldest, &c.runningMS, &c.lastKey)
+		max(coalesce((SELECT key + count - 1 FROM block ORDER BY key DESC LIMIT 1), 0), (SELECT upto FROM tally))`)
+	if err := row.Scan(&c.oldest, &c.runningMS, &c.lastKey); err != nil {
+		return err
+	}
+	c.oldest, c.runningMS = runningOf(c.oldest), max(c.runningMS, 0)
+	return nil
 }
 
 func (s *store) loadEpochs(ctx context.Context, c *contents) error {
@@ -360,13 +398,33 @@ func (s *store) loadEpochs(ctx context.Context, c *contents) error {
 		}
 		var epoch touchline.Epoch
 		if len(uuid) != len(epoch) {
-			return fmt.Errorf("epoch %d has %d bytes: want %d", base, len(uuid), len(epoch))
+			return fmt.Errorf("%w: epoch %d has %d bytes: want %d", errDamaged, base, len(uuid), len(epoch))
 		}
 		copy(epoch[:], uuid)
+		if n := len(c.epochs.bases); base < 0 || base > maxKey || n > 0 && base <= c.epochs.bases[n-1] {
+			return fmt.Errorf("%w: epoch %s at %d is out of order", errDamaged, epoch, base)
+		}
+		if _, twice := c.epochs.index[epoch]; twice {
+			return fmt.Errorf("%w: epoch %s is there twice", errDamaged, epoch)
+		}
 		c.epochs.add(base, epoch)
 		c.lastKey = max(c.lastKey, base+1)
 	}
-	return rows.Err()
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	// The next epoch goes into the index, too: looked at now, before anybody
+	// relies on that.
+	astray := 0
+	row := s.conn.QueryRowContext(ctx, `SELECT count(*) FROM epoch AS e
+		WHERE NOT EXISTS (SELECT 1 FROM epoch AS i INDEXED BY sqlite_autoindex_epoch_1 WHERE i.uuid = e.uuid AND i.base = e.base)`)
+	if err := row.Scan(&astray); err != nil {
+		return err
+	}
+	if astray > 0 {
+		return fmt.Errorf("%w: %d epochs are not in their index", errDamaged, astray)
+	}
+	return nil
 }
 
 func (s *store) loadLost(ctx context.Context, c *contents) error {
@@ -382,9 +440,11 @@ func (s *store) loadLost(ctx context.Context, c *contents) error {
 		if err := rows.Scan(&r.ID, &uuid, &ranges, &r.Cause, &r.MinTime, &r.MaxTime); err != nil {
 			return err
 		}
-		copy(r.Epoch[:], uuid)
+		if copy(r.Epoch[:], uuid) != len(r.Epoch) || len(uuid) != len(r.Epoch) {
+			return fmt.Errorf("%w: record %d names an epoch of %d bytes", errDamaged, r.ID, len(uuid))
+		}
 		if err := json.Unmarshal(ranges, &r.Ranges); err != nil {
-			return fmt.Errorf("record %d: %w", r.ID, err)
+			return fmt.Errorf("%w: record %d: %w", errDamaged, r.ID, err)
 		}
 		c.lost = append(c.lost, r)
 	}
@@ -434,6 +494,9 @@ func (s *store) close() error {
 	var errs []error
 	if s.readDB != nil {
 		errs = append(errs, s.readDB.Close()) // with its statements
+	}
+	for _, stmt := range s.prepared { // or SQLite keeps the connection open
+		errs = append(errs, stmt.Close())
 	}
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())

@@ -17,6 +17,7 @@ type txn struct {
 	evicted         [causes]totals
 	ackedLeft       map[int]*touchline.Ranges // acknowledged, but beyond this transaction's budget
 	lost            []lostChange
+	reported        []damagedBlock
 	nextSeq         uint64
 	epochSaved      bool
 	clock           int64 // running ms
@@ -32,7 +33,7 @@ type txn struct {
 
 // changed says whether the transaction changes the file.
 func (t *txn) changed() bool {
-	return t.inserted.blocks > 0 || t.acked.blocks > 0 || len(t.lost) > 0 || t.tallied
+	return t.inserted.blocks > 0 || t.acked.blocks > 0 || len(t.lost) > 0 || len(t.reported) > 0 || t.tallied
 }
 
 // totals of blocks. bytes is data and blockOverheadBytes for each.
@@ -85,6 +86,9 @@ func (t *txn) fill(chores bool) error {
 		}
 		if err := t.confirmLost(); err != nil {
 			return fmt.Errorf("forget lost records: %w", err)
+		}
+		if err := t.reportDamaged(); err != nil {
+			return fmt.Errorf("record damaged blocks: %w", err)
 		}
 		if err := t.evict(&budget); err != nil {
 			return fmt.Errorf("evict blocks: %w", err)
@@ -185,8 +189,9 @@ func (t *txn) findOldest() error {
 	t.oldest = t.clock
 	if rows.Next() {
 		if err := rows.Scan(&t.oldest); err != nil {
-			return err
+			return contentError(err)
 		}
+		t.oldest = runningOf(t.oldest)
 	}
 	return rows.Err()
 }
@@ -259,6 +264,7 @@ func (t *txn) apply() {
 	defer b.mu.Unlock()
 	b.acks.applied(t.ackedLeft)
 	b.applyLost(t.lost)
+	b.applyReported(t.reported)
 	b.held = t.held()
 	b.status.appended += uint64(t.inserted.samples)
 	b.status.acked += uint64(t.acked.samples)

@@ -37,6 +37,10 @@ var (
 	descAppended      = describe("buffer_appended_samples_total", "Samples committed and synced.")
 	descAcked         = describe("buffer_acknowledged_samples_total", "Samples forgotten because the cloud has stored them.")
 	descEvicted       = describe("buffer_evicted_samples_total", "Samples given up by policy.", "cause")
+	descDamagedBlocks = describe("buffer_damaged_blocks_total", "Blocks found damaged: kept, and not sent.")
+	descDamaged       = describe("buffer_damaged_samples_total", "Samples of damaged blocks, told the cloud as lost.")
+	descAside         = describe("buffer_set_aside_files", "Databases that could not be used and lie beside the buffer.", "kind")
+	descAsideBytes    = describe("buffer_set_aside_bytes", "Bytes on the disk of databases that lie beside the buffer.")
 	descCommits       = describe("buffer_commits_total", "Commits, each one sync.")
 	descCommitErrors  = describe("buffer_commit_errors_total", "Commits that failed.")
 
@@ -86,6 +90,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for cause, n := range s.Buffer.EvictedBy {
 		counter(descEvicted, n, cause)
 	}
+	counter(descDamagedBlocks, s.Buffer.Damaged)
+	counter(descDamaged, s.Buffer.DamagedSamples)
+	kinds, asideBytes := map[string]int{"damaged": 0, "foreign": 0, "newer": 0, "taken": 0}, int64(0)
+	for _, a := range s.Buffer.Aside {
+		kinds[a.Kind]++
+		asideBytes += a.Bytes
+	}
+	for kind, n := range kinds {
+		gauge(descAside, float64(n), kind)
+	}
+	gauge(descAsideBytes, float64(asideBytes))
 	counter(descCommits, s.Buffer.Commits)
 	counter(descCommitErrors, s.Buffer.CommitErrors)
 

@@ -71,10 +71,27 @@ type BufferStatus struct {
 	EvictedBy        map[string]uint64 `json:"evicted_by"`
 	LostRecords      int               `json:"lost_records"` // not yet confirmed by the cloud
 	Damaged          uint64            `json:"damaged_blocks"`
+	DamagedSamples   uint64            `json:"damaged_samples"` // of those blocks, told the cloud as lost
+	Aside            []AsideStatus     `json:"set_aside"`       // databases that could not be used, oldest first
 	Commits          uint64            `json:"commits"`
 	CommitErrors     uint64            `json:"commit_errors"`
 	CommitSeconds    float64           `json:"last_commit_seconds"`
 	LastError        string            `json:"last_error,omitempty"`
+}
+
+// AsideStatus is one database that was set aside as the gateway started.
+// Nothing deletes it but a person.
+type AsideStatus struct {
+	Path    string    `json:"path"`
+	Kind    string    `json:"kind"` // "damaged", "foreign", "newer", "taken"
+	Why     string    `json:"why"`
+	When    time.Time `json:"when"`
+	Bytes   int64     `json:"bytes"`
+	State   string    `json:"state"` // "salvaged", "partly salvaged", "untouched"
+	Blocks  int64     `json:"blocks_salvaged"`
+	Samples int64     `json:"samples_salvaged"`
+	Lost    int64     `json:"samples_lost"` // that are known to be
+	Problem string    `json:"problem,omitempty"`
 }
 
 // UplinkStatus is uplink.Stats; its state is "off" where there is none.
@@ -140,6 +157,8 @@ func (d *Daemon) bufferStatus() BufferStatus {
 		EvictedBy:        b.Evicted,
 		LostRecords:      b.LostRecords,
 		Damaged:          b.Damaged,
+		DamagedSamples:   b.DamagedSamples,
+		Aside:            make([]AsideStatus, 0, len(b.Aside)),
 		Commits:          b.Commits,
 		CommitErrors:     b.CommitErrors,
 		CommitSeconds:    b.LastCommit.Seconds(),
@@ -147,6 +166,9 @@ func (d *Daemon) bufferStatus() BufferStatus {
 	}
 	for _, n := range b.Evicted {
 		s.Evicted += n
+	}
+	for _, a := range b.Aside {
+		s.Aside = append(s.Aside, AsideStatus(a))
 	}
 	return s
 }

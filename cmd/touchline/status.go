@@ -106,6 +106,13 @@ func printStatus(out io.Writer, s daemon.Status) {
 			config.Size(s.Buffer.Bytes).Short(), s.Buffer.Blocks, ago(time.Duration(s.Buffer.OldestAgeSeconds*float64(time.Second))))
 	}
 	line("", "%d acknowledged by the cloud, %d evicted", s.Buffer.Acknowledged, s.Buffer.Evicted)
+	if s.Buffer.Damaged > 0 {
+		line("", "%d blocks on disk are damaged (%d samples, told the cloud as lost)", s.Buffer.Damaged, s.Buffer.DamagedSamples)
+	}
+	for _, a := range s.Buffer.Aside {
+		line("set aside", "%s (%s), %s: %s", a.Path, config.Size(a.Bytes).Short(), a.Kind, a.Why)
+		line("", "%s: %d samples taken over, %d lost; delete it when you do not need it", a.State, a.Samples, a.Lost)
+	}
 	if s.Buffer.LastError != "" {
 		line("", "last error: %s", s.Buffer.LastError)
 	}

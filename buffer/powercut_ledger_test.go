@@ -1,0 +1,569 @@
+package buffer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"sync"
+	"testing"
+
+	"touchline"
+	"touchline/internal/faultvfs"
+	"touchline/wire"
+)
+
+// A ledger is what the world outside of a buffer knows of it, each fact with
+// the position of the disk's log at which it was learned: what a power cut
+// must not take back is what was learned before.
+type ledger struct {
+	disk *faultvfs.Disk
+
+	mu     sync.Mutex           // covers all below
+	next   int                  // number of the next sample that numberedAnew makes
+	tried  map[int]bool         // samples that were handed over
+	told   map[int]int          // …of which the buffer said that they are durable → position
+	blocks []knownBlock         // that were in the file at some time
+	newest map[blockAt]int      // index in blocks
+	acked  []ackedAt            // by the cloud
+	lost   map[uint64]knownLoss // by id
+	epochs map[touchline.Epoch]bool
+}
+
+type blockAt struct {
+	epoch touchline.Epoch
+	first uint64
+}
+
+type knownBlock struct {
+	wire.Block
+	samples []int // numbers, sorted
+	handed  int   // position at which it was handed out, never if it was not
+}
+
+type ackedAt struct {
+	position int
+	epoch    touchline.Epoch
+	ranges   touchline.Ranges
+}
+
+type knownLoss struct {
+	wire.Lost
+	position  int // at which it was in the file
+	announced bool
+	confirmed int // position at which the cloud confirmed it, never if it did not
+}
+
+// Positions that are before and behind all others.
+const (
+	always = 0
+	never  = math.MaxInt
+)
+
+func newLedger(disk *faultvfs.Disk) *ledger {
+	return &ledger{
+		disk:   disk,
+		tried:  make(map[int]bool),
+		told:   make(map[int]int),
+		newest: make(map[blockAt]int),
+		lost:   make(map[uint64]knownLoss),
+		epochs: make(map[touchline.Epoch]bool),
+	}
+}
+
+const walkBegins = 1_700_000_000_000_000_000
+
+// sampleNumber returns a sample that its time tells from all others. Its value
+// follows from it and does not compress.
+func sampleNumber(n int) touchline.Sample {
+	scrambled := uint64(n+1) * 0x9e3779b97f4a7c15
+	scrambled ^= scrambled >> 29
+	return touchline.Sample{
+		Sensor: fmt.Sprintf("belt-%d", n%3), Metric: "position", Unit: "m",
+		Time: walkBegins + int64(n), Value: touchline.NumberValue(float64(scrambled >> 12)),
+	}
+}
+
+// numberedAnew returns samples that were never handed over.
+func (l *ledger) numberedAnew(count int) (samples []touchline.Sample, first int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	first = l.next
+	l.next += count
+	for n := first; n < l.next; n++ {
+		l.tried[n] = true
+		samples = append(samples, sampleNumber(n))
+	}
+	return samples, first
+}
+
+// durable notes that the buffer acknowledged samples.
+func (l *ledger) durable(first, count int) {
+	now := l.disk.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n := first; n < first+count; n++ {
+		l.told[n] = now
+	}
+}
+
+// observe notes what the file holds: what readers see is committed. It looks
+// past Next, since that is what hands out.
+func (l *ledger) observe(b *Buffer) error {
+	blocks, err := rawBlocks(b, b.store.readDB)
+	if err != nil {
+		return err
+	}
+	now := l.disk.Now()
+	decoder := wire.NewDecoder()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.epochs[b.epoch] = true
+	for _, block := range blocks {
+		if i, known := l.newest[blockAt{block.Epoch, block.First}]; known && l.blocks[i].CRC == block.CRC {
+			continue
+		}
+		samples, err := sampleNumbers(decoder, block)
+		if err != nil {
+			return err
+		}
+		l.newest[blockAt{block.Epoch, block.First}] = len(l.blocks)
+		l.blocks = append(l.blocks, knownBlock{Block: block, samples: samples, handed: never})
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, r := range b.lost {
+		was, known := l.lost[r.ID]
+		if !known {
+			was.confirmed = never
+		}
+		if !known || !slices.Equal(was.Ranges, r.Ranges) || was.announced != r.announced {
+			was.Lost, was.position, was.announced = r.Lost, now, r.announced
+			was.Ranges = r.Ranges.Clone()
+			l.lost[r.ID] = was
+		}
+	}
+	return nil
+}
+
+// handedOut notes blocks that Next returned.
+func (l *ledger) handedOut(blocks []wire.Block) {
+	now := l.disk.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, block := range blocks {
+		if i, known := l.newest[blockAt{block.Epoch, block.First}]; known {
+			l.blocks[i].handed = min(l.blocks[i].handed, now)
+		}
+	}
+}
+
+// acknowledge notes what the cloud is about to acknowledge.
+func (l *ledger) acknowledge(epoch touchline.Epoch, ranges touchline.Ranges, lost []uint64) {
+	now := l.disk.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(ranges) > 0 {
+		l.acked = append(l.acked, ackedAt{now, epoch, ranges.Clone()})
+	}
+	for _, id := range lost {
+		if loss, known := l.lost[id]; known {
+			loss.confirmed = min(loss.confirmed, now)
+			l.lost[id] = loss
+		}
+	}
+}
+
+// facts returns the positions at which anything was learned, sorted.
+func (l *ledger) facts() []int {
+	all := slices.Collect(maps.Values(l.told))
+	for i := range l.blocks {
+		all = append(all, l.blocks[i].handed)
+	}
+	for i := range l.acked {
+		all = append(all, l.acked[i].position)
+	}
+	for _, loss := range l.lost {
+		all = append(all, loss.position, loss.confirmed)
+	}
+	sort.Ints(all)
+	return all
+}
+
+// rawBlocks returns the rows of a buffer's file, whatever they hold.
+func rawBlocks(b *Buffer, from querier) ([]wire.Block, error) {
+	rows, err := from.QueryContext(context.Background(), "SELECT key, count, crc, data FROM block ORDER BY key")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var blocks []wire.Block
+	for rows.Next() {
+		var key int64
+		var block wire.Block
+		if err := rows.Scan(&key, &block.Count, &block.CRC, &block.Data); err != nil {
+			return nil, err
+		}
+		i, first, known := b.known.of(key)
+		if !known {
+			return nil, fmt.Errorf("block %d belongs to no epoch", key)
+		}
+		block.Epoch, block.First = b.known.uuids[i], first
+		blocks = append(blocks, block)
+	}
+	return blocks, rows.Err()
+}
+
+// sampleNumbers decodes a block and returns the numbers of its samples, sorted.
+func sampleNumbers(decoder *wire.Decoder, block wire.Block) ([]int, error) {
+	if err := block.Check(); err != nil {
+		return nil, err
+	}
+	samples, err := decoder.Decode(nil, block.Data)
+	if err != nil {
+		return nil, err
+	}
+	if len(samples) != int(block.Count) {
+		return nil, fmt.Errorf("it has %d samples where its count is %d", len(samples), block.Count)
+	}
+	numbers := make([]int, len(samples))
+	for i, s := range samples {
+		numbers[i] = int(s.Time - walkBegins)
+		if s != sampleNumber(numbers[i]) {
+			return nil, fmt.Errorf("sample %d came back as %+v", numbers[i], s)
+		}
+	}
+	sort.Ints(numbers)
+	return numbers, nil
+}
+
+// A breach is a promise that was broken.
+type breach struct {
+	promise promise
+	what    string
+}
+
+type promise string
+
+const (
+	promiseOpens        promise = "the buffer opens"
+	promiseSound        promise = "the file is sound"
+	promiseNothingLost  promise = "no acknowledged sample is lost"
+	promiseNothingNew   promise = "nothing is there that was not appended, or twice"
+	promiseDense        promise = "numbers are dense"
+	promiseFreshEpoch   promise = "each opening draws an epoch"
+	promiseFrozen       promise = "what was handed out does not change"
+	promiseLossRecorded promise = "recorded losses stay"
+	promiseCounted      promise = "counters are what the file has"
+	promiseGoesOn       promise = "the buffer takes samples again"
+)
+
+func (f *breach) Error() string { return string(f.promise) + ": " + f.what }
+
+func broke(p promise, format string, args ...any) error {
+	return &breach{p, fmt.Sprintf(format, args...)}
+}
+
+// An examiner opens what is left in a folder, and holds it against a ledger.
+// It is used by one goroutine.
+type examiner struct {
+	*ledger
+	dir     string
+	decoder *wire.Decoder
+}
+
+// examine returns the first promise that is broken by what is in the folder
+// when the power was cut at a position.
+func (e *examiner) examine(at int) (err error) {
+	b, err := Open(context.Background(), Options{Dir: e.dir, MaxBytes: 1 << 30, WhenFull: EvictOldest}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return broke(promiseOpens, "%v", err)
+	}
+	defer func() {
+		if later := b.Close(); err == nil && later != nil {
+			err = broke(promiseGoesOn, "%v", later)
+		}
+	}()
+	if set, err := filepath.Glob(filepath.Join(e.dir, databaseName+".*")); err != nil || len(set) > 0 {
+		return broke(promiseSound, "taken for damaged: %v (%v)", set, err)
+	}
+	if err := e.examineOpened(b, at); err != nil {
+		return err
+	}
+	return e.goOn(b)
+}
+
+// examineOpened looks at a buffer that does not run.
+func (e *examiner) examineOpened(b *Buffer, at int) error {
+	var integrity string
+	if err := b.store.conn.QueryRowContext(context.Background(), "PRAGMA integrity_check(1)").Scan(&integrity); err != nil || integrity != "ok" {
+		return broke(promiseSound, "%s (%v)", integrity, err)
+	}
+	blocks, err := rawBlocks(b, b.store.conn)
+	if err != nil {
+		return broke(promiseSound, "%v", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.epochs[b.epoch] {
+		return broke(promiseFreshEpoch, "epoch %s was used before", b.epoch)
+	}
+	there := make(map[int]int, len(e.tried)) // times that a sample is there
+	held := totals{}
+	for i := range blocks {
+		block := &blocks[i]
+		held.add(totals{1, int64(block.Count), int64(len(block.Data)) + blockOverheadBytes})
+		samples, err := e.samplesOf(block)
+		if err != nil {
+			return broke(promiseSound, "block %s/%d: %v", block.Epoch, block.First, err)
+		}
+		for _, n := range samples {
+			there[n]++
+			if !e.tried[n] || there[n] > 1 {
+				return broke(promiseNothingNew, "sample %d is there %d times", n, there[n])
+			}
+		}
+	}
+	if held != b.held {
+		return broke(promiseCounted, "the file has %+v, and %+v was counted", held, b.held)
+	}
+	if served, err := allServed(b); err != nil || served != len(blocks) {
+		return broke(promiseSound, "%d of %d blocks can be read (%v)", served, len(blocks), err)
+	}
+	for _, check := range []func() error{
+		func() error { return e.checkLost(b, at) },
+		func() error { return e.checkDense(b, blocks, at) },
+		func() error { return e.checkTold(b, there, at) },
+		func() error { return e.checkFrozen(b, blocks, at) },
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *examiner) samplesOf(block *wire.Block) ([]int, error) {
+	if i, known := e.newest[blockAt{block.Epoch, block.First}]; known {
+		if k := &e.blocks[i]; k.Count == block.Count && k.CRC == block.CRC && bytes.Equal(k.Data, block.Data) {
+			return k.samples, nil
+		}
+	}
+	return sampleNumbers(e.decoder, *block)
+}
+
+// allServed returns how many blocks readers get.
+func allServed(b *Buffer) (int, error) {
+	n := 0
+	for after := (touchline.Position{}); ; {
+		blocks, err := b.readBehind(after, 1<<20)
+		if err != nil || len(blocks) == 0 {
+			return n, err
+		}
+		n += len(blocks)
+		last := &blocks[len(blocks)-1]
+		after = touchline.Position{Epoch: last.Epoch, Seq: last.Last()}
+	}
+}
+
+// gone returns the numbers of an epoch that may be missing: what the cloud
+// acknowledged before the position, and what the file records as lost.
+func (e *examiner) gone(b *Buffer, at int) map[touchline.Epoch]*touchline.Ranges {
+	gone := make(map[touchline.Epoch]*touchline.Ranges)
+	add := func(epoch touchline.Epoch, ranges touchline.Ranges) {
+		if gone[epoch] == nil {
+			gone[epoch] = new(touchline.Ranges)
+		}
+		gone[epoch].AddAll(ranges)
+	}
+	for _, a := range e.acked {
+		if a.position <= at {
+			add(a.epoch, a.ranges)
+		}
+	}
+	for _, r := range b.lost {
+		add(r.Epoch, r.Ranges)
+	}
+	for _, loss := range e.lost { // confirmed, and so forgotten
+		if loss.confirmed <= at {
+			add(loss.Epoch, loss.Ranges)
+		}
+	}
+	return gone
+}
+
+// checkLost wants every loss that was recorded, and not the block as well.
+func (e *examiner) checkLost(b *Buffer, at int) error {
+	recorded := make(map[uint64]*lostRecord, len(b.lost))
+	for _, r := range b.lost {
+		recorded[r.ID] = r
+	}
+	for id, loss := range e.lost {
+		if loss.position > at || loss.confirmed <= at {
+			continue
+		}
+		r := recorded[id]
+		if r == nil {
+			return broke(promiseLossRecorded, "record %d of %v is gone", id, loss.Ranges)
+		}
+		for _, lost := range loss.Ranges {
+			if !r.Ranges.Contains(lost) {
+				return broke(promiseLossRecorded, "record %d had %v, and has %v", id, loss.Ranges, r.Ranges)
+			}
+		}
+		if loss.announced && !slices.Equal(loss.Ranges, r.Ranges) {
+			return broke(promiseLossRecorded, "record %d was announced with %v, and has %v", id, loss.Ranges, r.Ranges)
+		}
+	}
+	return nil
+}
+
+// checkDense wants each number of an epoch up to its highest, unless it is gone.
+func (e *examiner) checkDense(b *Buffer, blocks []wire.Block, at int) error {
+	gone := e.gone(b, at)
+	lost := make(map[touchline.Epoch]*touchline.Ranges)
+	for _, r := range b.lost {
+		if lost[r.Epoch] == nil {
+			lost[r.Epoch] = new(touchline.Ranges)
+		}
+		lost[r.Epoch].AddAll(r.Ranges)
+	}
+	has := make(map[touchline.Epoch]*touchline.Ranges)
+	for i := range blocks {
+		block := &blocks[i]
+		if has[block.Epoch] == nil {
+			has[block.Epoch] = new(touchline.Ranges)
+		}
+		if has[block.Epoch].Overlaps(block.Range()) {
+			return broke(promiseDense, "block %s/%d overlaps another", block.Epoch, block.First)
+		}
+		if l := lost[block.Epoch]; l != nil && l.Overlaps(block.Range()) {
+			return broke(promiseLossRecorded, "block %s/%d is recorded as lost, and there", block.Epoch, block.First)
+		}
+		has[block.Epoch].Add(block.Range())
+	}
+	for epoch, ranges := range has {
+		for _, hole := range ranges.Missing(touchline.Range{First: 1, Last: (*ranges)[len(*ranges)-1].Last}) {
+			if g := gone[epoch]; g == nil || !g.Contains(hole) {
+				return broke(promiseDense, "epoch %s lacks %v", epoch, hole)
+			}
+		}
+	}
+	return nil
+}
+
+// checkTold wants every sample that was acknowledged.
+func (e *examiner) checkTold(b *Buffer, there map[int]int, at int) error {
+	var missing []int
+	for n, position := range e.told {
+		if position <= at && there[n] == 0 {
+			missing = append(missing, n)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	gone := e.gone(b, at)
+	excused := make(map[int]bool)
+	for i := range e.blocks {
+		k := &e.blocks[i]
+		if g := gone[k.Epoch]; g != nil && g.Contains(k.Range()) {
+			for _, n := range k.samples {
+				excused[n] = true
+			}
+		}
+	}
+	missing = slices.DeleteFunc(missing, func(n int) bool { return excused[n] })
+	if len(missing) > 0 {
+		sort.Ints(missing)
+		return broke(promiseNothingLost, "%d are, such as %d", len(missing), missing[0])
+	}
+	return nil
+}
+
+// checkFrozen wants each block that was handed out as it was.
+func (e *examiner) checkFrozen(b *Buffer, blocks []wire.Block, at int) error {
+	there := make(map[blockAt]*wire.Block, len(blocks))
+	for i := range blocks {
+		there[blockAt{blocks[i].Epoch, blocks[i].First}] = &blocks[i]
+	}
+	var gone map[touchline.Epoch]*touchline.Ranges
+	for i := range e.blocks {
+		k := &e.blocks[i]
+		if k.handed > at {
+			continue
+		}
+		now := there[blockAt{k.Epoch, k.First}]
+		if now == nil {
+			if gone == nil {
+				gone = e.gone(b, at)
+			}
+			if g := gone[k.Epoch]; g == nil || !g.Contains(k.Range()) {
+				return broke(promiseFrozen, "block %s/%d is gone", k.Epoch, k.First)
+			}
+			continue
+		}
+		if now.Count != k.Count || now.CRC != k.CRC || !bytes.Equal(now.Data, k.Data) {
+			return broke(promiseFrozen, "block %s/%d has %d samples and CRC %08x, and had %d and %08x", k.Epoch, k.First, now.Count, now.CRC, k.Count, k.CRC)
+		}
+	}
+	return nil
+}
+
+// goOn appends to a buffer that came back.
+func (e *examiner) goOn(b *Buffer) error {
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(context.Background()) }()
+	before := b.held
+	err := b.Append(context.Background(), []touchline.Sample{sampleNumber(0)})
+	if err != nil {
+		err = broke(promiseGoesOn, "%v", err)
+	} else if now := b.Stats(); now.Blocks != before.blocks+1 {
+		err = broke(promiseGoesOn, "%d blocks, with a new one %d", before.blocks, now.Blocks)
+	}
+	if err == nil {
+		first := touchline.Position{Epoch: b.epoch}
+		if blocks, next := b.Next(context.Background(), first, 1<<20); next != nil || len(blocks) != 1 || blocks[0].First != 1 {
+			err = broke(promiseGoesOn, "the new epoch has %d blocks (%v)", len(blocks), next)
+		}
+	}
+	closed := b.Close()
+	if run := errors.Join(closed, <-ended); err == nil && run != nil {
+		err = broke(promiseGoesOn, "%v", run)
+	}
+	return err
+}
+
+// memoryRoot is a file system in memory where there is one.
+func memoryRoot() string {
+	if _, err := os.Stat("/dev/shm"); err == nil {
+		return "/dev/shm"
+	}
+	return os.TempDir()
+}
+
+// memoryFolder returns a folder in memory for the time of the test.
+func memoryFolder(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(memoryRoot(), "touchline-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func newExaminer(t testing.TB, l *ledger) *examiner {
+	return &examiner{ledger: l, dir: memoryFolder(t), decoder: wire.NewDecoder()}
+}
