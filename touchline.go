@@ -20,6 +20,10 @@ type Sample struct {
 	Unit   string // SenML unit (RFC 8428, section 12.1) where known, else ""
 	Time   int64  // nanoseconds since the Unix epoch, UTC
 	Value  Value
+
+	// Stamped says that Time is the gateway's, because the sensor gave none:
+	// what is corrected once the gateway's clock is known to have been wrong.
+	Stamped bool
 }
 
 // Kind says which of its four forms a Value has.

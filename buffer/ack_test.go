@@ -319,7 +319,7 @@ func TestAck_SurvivesARollback(t *testing.T) {
 	answers := make(chan error, 1)
 	appendOne := func(n int) {
 		t.Helper()
-		if err := b.AppendAsync(testContext(t), numbered(n, 1), func(err error) { answers <- err }); err != nil {
+		if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(n, 1)}, func(err error) { answers <- err }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -371,7 +371,7 @@ func TestAck_SurvivesAFailedCommit(t *testing.T) {
 	opts.fault = hold.fault
 	b := startBuffer(t, opts)
 	answer := make(chan error, 1)
-	if err := b.AppendAsync(testContext(t), numbered(0, 10), func(err error) { answer <- err }); err != nil {
+	if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(0, 10)}, func(err error) { answer <- err }); err != nil {
 		t.Fatal(err)
 	}
 	<-hold.reached

@@ -58,7 +58,7 @@ type entry struct {
 // waits for ctx.
 func (b *Buffer) Append(ctx context.Context, samples []touchline.Sample) error {
 	result := make(chan error, 1)
-	if err := b.AppendAsync(ctx, samples, func(err error) { result <- err }); err != nil {
+	if err := b.AppendAsync(ctx, touchline.Arrival{Samples: samples}, func(err error) { result <- err }); err != nil {
 		return err
 	}
 	select {
@@ -84,9 +84,10 @@ func (b *Buffer) Append(ctx context.Context, samples []touchline.Sample) error {
 // samples/s), until there is room, ctx ends or the buffer closes. An append
 // larger than that waits until it is alone: what bounds it is its caller.
 //
-// The slice is copied and may be used again as soon as AppendAsync returns.
+// The slices are copied and may be used again as soon as AppendAsync returns.
 // The strings inside are shared until the samples are committed.
-func (b *Buffer) AppendAsync(ctx context.Context, samples []touchline.Sample, done func(error)) error {
+func (b *Buffer) AppendAsync(ctx context.Context, arrival touchline.Arrival, done func(error)) error {
+	samples := arrival.Samples
 	room, err := measure(samples)
 	if err != nil {
 		return err

@@ -86,7 +86,7 @@ func produce(b *testing.B, buffer *Buffer, p producer) {
 				Value: touchline.NumberValue(math.Round(400*math.Abs(math.Sin(float64(n)/90)))/100 + float64(n%7)/100)}
 		}
 		tokens <- struct{}{}
-		if err := buffer.AppendAsync(b.Context(), samples, done); err != nil {
+		if err := buffer.AppendAsync(b.Context(), touchline.Arrival{Samples: samples}, done); err != nil {
 			b.Error(err)
 			return
 		}

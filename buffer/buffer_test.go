@@ -314,7 +314,7 @@ func TestOpen_MakesFilesForTheOwnerOnly(t *testing.T) {
 func TestClose_MayBeCalledTwiceAndEarly(t *testing.T) {
 	b := openBuffer(t, testOptions(t))
 	answers := make(chan error, 1)
-	if err := b.AppendAsync(testContext(t), numbered(0, 1), func(err error) { answers <- err }); err != nil {
+	if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(0, 1)}, func(err error) { answers <- err }); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -355,7 +355,7 @@ func TestRun_EndsWithItsContextAfterALastCommit(t *testing.T) {
 	go func() { ended <- b.Run(ctx) }()
 	mustAppend(t, b, numbered(0, 1))
 	answers := make(chan error, 1)
-	if err := b.AppendAsync(testContext(t), numbered(1, 1), func(err error) { answers <- err }); err != nil {
+	if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(1, 1)}, func(err error) { answers <- err }); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
@@ -384,7 +384,7 @@ func TestClose_WaitsForTheCommitUnderWay(t *testing.T) {
 	b := openBuffer(t, opts)
 	runBuffer(t, b)
 	answers := make(chan error, 1)
-	if err := b.AppendAsync(testContext(t), numbered(0, 5), func(err error) { answers <- err }); err != nil {
+	if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(0, 5)}, func(err error) { answers <- err }); err != nil {
 		t.Fatal(err)
 	}
 	<-committing

@@ -46,7 +46,7 @@ func TestAppendAsync_CommitsAsAGroup(t *testing.T) {
 	var all sync.WaitGroup
 	appendOne := func(n int) {
 		all.Add(1)
-		err := b.AppendAsync(testContext(t), numbered(n, 1), func(err error) {
+		err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(n, 1)}, func(err error) {
 			if err != nil {
 				t.Error(err)
 			}
@@ -81,7 +81,7 @@ func TestAppendAsync_CopiesItsSlice(t *testing.T) {
 	samples := numbered(0, 3)
 	var done sync.WaitGroup
 	done.Add(1)
-	if err := b.AppendAsync(testContext(t), samples, func(error) { done.Done() }); err != nil {
+	if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: samples}, func(error) { done.Done() }); err != nil {
 		t.Fatal(err)
 	}
 	clear(samples)
@@ -140,7 +140,7 @@ func TestRun_FailsOnlyTheAppendThatCanNotBeEncoded(t *testing.T) {
 			b.waiting.entries = append(b.waiting.entries, entry{count: 2, done: done})
 			continue
 		}
-		if err := b.AppendAsync(testContext(t), numbered(i, 1), done); err != nil {
+		if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(i, 1)}, done); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -170,37 +170,41 @@ func TestAppendAsync_BlocksAtTheLimitOfTheQueue(t *testing.T) {
 	done := func(error) { answered.Done() }
 	for n := int64(0); n+int64(len(half))*sampleBytes+entryBytes <= queueBytes; n += int64(len(half))*sampleBytes + entryBytes {
 		answered.Add(1)
-		if err := b.AppendAsync(testContext(t), half, done); err != nil {
+		if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: half}, done); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	blocked := make(chan error)
-	go func() { blocked <- b.AppendAsync(ctx, half, func(error) { t.Error("answered though it was refused") }) }()
+	go func() {
+		blocked <- b.AppendAsync(ctx, touchline.Arrival{Samples: half}, func(error) { t.Error("answered though it was refused") })
+	}()
 	cancel()
 	if err := <-blocked; !errors.Is(err, context.Canceled) {
 		t.Fatalf("an append at the limit returned %v", err)
 	}
 	answered.Add(1)
-	go func() { blocked <- b.AppendAsync(context.Background(), half, done) }()
+	go func() { blocked <- b.AppendAsync(context.Background(), touchline.Arrival{Samples: half}, done) }()
 	runBuffer(t, b)
 	if err := <-blocked; err != nil {
 		t.Fatal(err)
 	}
 	answered.Wait()
 	b.Close()
-	if err := b.AppendAsync(testContext(t), half, done); !errors.Is(err, ErrClosed) {
+	if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: half}, done); !errors.Is(err, ErrClosed) {
 		t.Fatalf("after close: %v", err)
 	}
 }
 
 func TestAppendAsync_WakesWhenTheBufferCloses(t *testing.T) {
 	b := openBuffer(t, testOptions(t))
-	if err := b.AppendAsync(testContext(t), numbered(0, int(queueBytes/sampleBytes)+1), nil); err != nil {
+	if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(0, int(queueBytes/sampleBytes)+1)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	blocked := make(chan error)
-	go func() { blocked <- b.AppendAsync(context.Background(), numbered(0, 1), nil) }()
+	go func() {
+		blocked <- b.AppendAsync(context.Background(), touchline.Arrival{Samples: numbered(0, 1)}, nil)
+	}()
 	b.Close()
 	if err := <-blocked; !errors.Is(err, ErrClosed) {
 		t.Fatalf("got %v", err)
@@ -233,7 +237,7 @@ func TestRun_KeepsTheCommitInterval(t *testing.T) {
 	var answered sync.WaitGroup
 	answered.Add(later)
 	for n := range later {
-		if err := b.AppendAsync(testContext(t), numbered(1+n, 1), func(error) { answered.Done() }); err != nil {
+		if err := b.AppendAsync(testContext(t), touchline.Arrival{Samples: numbered(1+n, 1)}, func(error) { answered.Done() }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -198,7 +198,7 @@ func (m *model) append(sizes []int) (groups [][]int, told []int) {
 		}
 		groups = append(groups, group)
 		answered.Add(1)
-		if err := m.b.AppendAsync(context.Background(), samples, func(err error) {
+		if err := m.b.AppendAsync(context.Background(), touchline.Arrival{Samples: samples}, func(err error) {
 			if err != nil {
 				m.t.Errorf("append: %v", err)
 			}

@@ -144,7 +144,7 @@ func (x *life) append(groups, count int, last func()) {
 			x.durable(first, count)
 		}
 		answered.Add(1)
-		err := x.b.AppendAsync(context.Background(), samples, func(err error) {
+		err := x.b.AppendAsync(context.Background(), touchline.Arrival{Samples: samples}, func(err error) {
 			defer answered.Done()
 			if err != nil {
 				x.t.Errorf("append: %v", err)

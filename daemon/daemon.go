@@ -165,7 +165,7 @@ func Check(c touchline.Config) error {
 // nowhere stands for the buffer where nothing will be sent.
 type nowhere struct{}
 
-func (nowhere) AppendAsync(context.Context, []touchline.Sample, func(error)) error {
+func (nowhere) AppendAsync(context.Context, touchline.Arrival, func(error)) error {
 	return buffer.ErrClosed
 }
 

@@ -145,7 +145,7 @@ func (f *flow[T]) submit(ctx context.Context, b *batch[T]) error {
 		f.settle(b, nil)
 		return nil
 	}
-	return f.store.AppendAsync(ctx, b.samples, b.done)
+	return f.store.AppendAsync(ctx, touchline.Arrival{Samples: b.samples}, b.done)
 }
 
 // settle notes the store's answer to b and has it passed on when all before it

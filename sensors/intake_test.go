@@ -64,7 +64,7 @@ func TestRegistry_ForgetsTheLongestSilentSensor(t *testing.T) {
 // reverseStore answers in the wrong order.
 type reverseStore struct{ waiting []func(error) }
 
-func (s *reverseStore) AppendAsync(_ context.Context, _ []touchline.Sample, done func(error)) error {
+func (s *reverseStore) AppendAsync(_ context.Context, _ touchline.Arrival, done func(error)) error {
 	s.waiting = append(s.waiting, done)
 	return nil
 }

@@ -62,7 +62,8 @@ func newStore(t testing.TB) *memStore {
 	return s
 }
 
-func (s *memStore) AppendAsync(ctx context.Context, samples []touchline.Sample, done func(error)) error {
+func (s *memStore) AppendAsync(ctx context.Context, arrival touchline.Arrival, done func(error)) error {
+	samples := arrival.Samples
 	if err := ctx.Err(); err != nil {
 		return err
 	}

@@ -284,7 +284,7 @@ func (h *hook) OnWillSent(_ *mqtt.Client, pk packets.Packet) {
 		m.intake.account(TransportMQTT, &seenCache{}, b, err)
 		m.wg.Done()
 	}
-	if err := m.intake.store.AppendAsync(m.ctx, b.samples, done); err != nil {
+	if err := m.intake.store.AppendAsync(m.ctx, touchline.Arrival{Samples: b.samples}, done); err != nil {
 		done(err)
 	}
 }

@@ -109,7 +109,7 @@ func (h *HTTP) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *proble
 // samples are the store's by then.
 func (h *HTTP) store(r *http.Request, l *load) *problem {
 	done := make(chan error, 1)
-	err := h.intake.store.AppendAsync(r.Context(), l.samples, func(err error) { done <- err })
+	err := h.intake.store.AppendAsync(r.Context(), touchline.Arrival{Samples: l.samples}, func(err error) { done <- err })
 	committed := err == nil
 	if committed {
 		err = <-done

@@ -19,15 +19,15 @@ import (
 // Store keeps samples.
 //
 // AppendAsync blocks while its queue is full, which is the backpressure that
-// reaches the sensors, and returns early when ctx is done. It owns samples
-// until done was called; done is called exactly once, from another goroutine,
+// reaches the sensors, and returns early when ctx is done. It owns what
+// the arrival has until done was called; done is called exactly once, from another goroutine,
 // and does not block. done(nil) says that the samples are durable; done with
 // an error says that it is unknown whether they are. When AppendAsync returns
 // an error, done is not called and nothing was stored. An error with a method
 // RetryAfter() time.Duration says that the store is full and nothing was
 // stored: come back after that time.
 type Store interface {
-	AppendAsync(ctx context.Context, samples []touchline.Sample, done func(error)) error
+	AppendAsync(ctx context.Context, arrival touchline.Arrival, done func(error)) error
 }
 
 // Transport says by which way a message came in.
