@@ -255,7 +255,7 @@ func listAside(path string) ([]asideFile, error) {
 
 // pending says whether there may be blocks that are not here yet.
 func (a *asideFile) pending() bool {
-	mine := a.kind == damaged || a.kind == newer && a.version <= schemaVersion
+	mine := a.kind == damaged || a.kind == newer && a.version <= uint32(schemaVersion)
 	return mine && a.report.State != stateSalvaged
 }
 

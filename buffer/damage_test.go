@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"hash/fnv"
 	"maps"
 	"math"
@@ -429,7 +430,7 @@ func TestOpen_DamageTable(t *testing.T) {
 			}
 		}, foreign, 0, 0},
 		{"newer schema", closed, func(t *testing.T, img *image) {
-			img.files = sqlFile(t, img.db(), "CREATE TABLE more (x)", "PRAGMA user_version = 2", "PRAGMA wal_checkpoint(TRUNCATE)")
+			img.files = sqlFile(t, img.db(), "CREATE TABLE more (x)", fmt.Sprintf("PRAGMA user_version = %d", schemaVersion+1), "PRAGMA wal_checkpoint(TRUNCATE)")
 			delete(img.files, "-wal")
 		}, newer, 0, 0},
 	} {

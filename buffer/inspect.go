@@ -138,10 +138,10 @@ func (f *rawFile) inspect() (finding, error) {
 	switch {
 	case id == 0 && version == 0 && page[100] == leafTable && tables == 0:
 		return finding{}, nil // its making was cut short, before anything was in it
-	case id == applicationID && version == schemaVersion:
+	case id == applicationID && version >= 1 && version <= uint32(schemaVersion): // an older one is migrated
 	case hasOurTables(page): // so it is the head that is wrong
 		return finding{kind: damaged, why: fmt.Sprintf("its head has application id %#x and schema %d", id, version)}, nil
-	case id == applicationID && version > schemaVersion:
+	case id == applicationID && version > uint32(schemaVersion):
 		return finding{kind: newer, version: version,
 			why: fmt.Sprintf("a newer touchline wrote it (its schema is %d, this version knows %d)", version, schemaVersion)}, nil
 	default:
@@ -162,14 +162,21 @@ func (f *rawFile) inspect() (finding, error) {
 	return finding{}, nil
 }
 
-// ourTables is how many entries the schema has: four tables, and an index for
-// each of two unique columns.
-const ourTables = 6
-
-// hasOurTables says whether page 1 has the schema of this version, word for
-// word and nothing besides.
+// hasOurTables says whether page 1 has the schema of one of our versions.
 func hasOurTables(page []byte) bool {
-	if binary.BigEndian.Uint16(page[103:]) != ourTables {
+	for version := 1; version <= schemaVersion; version++ {
+		if hasTables(page, schemaOf(version)) {
+			return true
+		}
+	}
+	return false
+}
+
+// hasTables says whether page 1 has a schema, word for word and nothing
+// besides: its tables, and an index for each unique column.
+func hasTables(page []byte, schema string) bool {
+	entries := strings.Count(schema, "CREATE TABLE") + strings.Count(schema, " UNIQUE")
+	if int(binary.BigEndian.Uint16(page[103:])) != entries {
 		return false
 	}
 	for statement := range strings.SplitSeq(schema, ";\n") {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -18,57 +17,7 @@ import (
 
 const databaseName = "buffer.db"
 
-// schema is the file's layout, version 1.
-//
-// A block's key is epoch.base plus the number of its first sample (see
-// epochs). Counting, acknowledging and evicting read the heads of blocks; what
-// of the data does not fit the page of the head is on pages that they skip.
-//
-// committed is running time (see runningClock) in ms; times of samples are ns
-// since the Unix epoch. Lost records name their epoch in full, since they
-// outlive its row; n is their order of age.
-//
-// tally has what all blocks with keys up to upto add up to. Each transaction
-// that deletes renews it, and one a minute, so that Open counts no more than
-// the blocks of a minute.
-const schema = `
-CREATE TABLE epoch (
-	base INTEGER PRIMARY KEY,
-	uuid BLOB NOT NULL UNIQUE
-) STRICT;
-CREATE TABLE block (
-	key       INTEGER PRIMARY KEY,
-	count     INTEGER NOT NULL,
-	min_time  INTEGER NOT NULL,
-	max_time  INTEGER NOT NULL,
-	crc       INTEGER NOT NULL,
-	committed INTEGER NOT NULL,
-	data      BLOB NOT NULL
-) STRICT;
-CREATE TABLE lost (
-	n        INTEGER PRIMARY KEY,
-	id       INTEGER NOT NULL UNIQUE,
-	epoch    BLOB NOT NULL,
-	ranges   TEXT NOT NULL,
-	cause    TEXT NOT NULL,
-	min_time INTEGER NOT NULL,
-	max_time INTEGER NOT NULL
-) STRICT;
-CREATE TABLE tally (
-	one        INTEGER PRIMARY KEY CHECK (one = 1),
-	upto       INTEGER NOT NULL,
-	blocks     INTEGER NOT NULL,
-	samples    INTEGER NOT NULL,
-	data_bytes INTEGER NOT NULL,
-	running_ms INTEGER NOT NULL
-) STRICT;
-INSERT INTO tally VALUES (1, 0, 0, 0, 0, 0);
-`
-
 const (
-	schemaVersion = 1
-	applicationID = 0x746c6275 // "tlbu", so that no other program's database is taken for a buffer
-
 	// Pages are 4 KiB. A log of 16 MiB is copied into the database at once:
 	// what a connected gateway acknowledges within that time is freed and
 	// reused in the log, and never written to the database at all.
@@ -236,35 +185,6 @@ func (s *store) connect(ctx context.Context) error {
 	s.readDB.SetMaxOpenConns(maxReaders)
 	s.readDB.SetMaxIdleConns(maxReaders)
 	return nil
-}
-
-// migrate makes the tables of a new file, and makes sure that file and name
-// survive a power cut: the first sync of a new file is in vain if its folder
-// forgets it.
-func (s *store) migrate(ctx context.Context) error {
-	var version, id uint32
-	if err := s.conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return fmt.Errorf("read schema version: %w", err)
-	}
-	if err := s.conn.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
-		return fmt.Errorf("read application id: %w", err)
-	}
-	if version == schemaVersion && id == applicationID {
-		return nil
-	}
-	if version != 0 || id != 0 { // inspect has seen another head than SQLite
-		return fmt.Errorf("%w: its schema is %d, its application id %#x", errDamaged, version, id)
-	}
-	script := fmt.Sprintf("BEGIN IMMEDIATE; %s PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
-		schema, applicationID, schemaVersion)
-	if _, err := s.conn.ExecContext(ctx, script); err != nil {
-		_, _ = s.conn.ExecContext(context.Background(), "ROLLBACK") // fails where nothing was begun
-		return fmt.Errorf("make tables: %w", err)
-	}
-	if _, err := s.checkpoint("TRUNCATE"); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(s.path))
 }
 
 // statements are prepared once; a pool prepares them again on each of its
