@@ -146,17 +146,15 @@ func pragma(conn *sqlite3.SQLiteConn, name string) (value string, err error) {
 	return fmt.Sprint(dest[0]), nil
 }
 
-// prepareFile makes folder and file where they are missing, and says whether
-// the file is a record store before it is opened for good. SQLite must not
-// see an empty file whose write-ahead log is there: it would delete the log,
-// which may hold the last copy of what was acknowledged.
+// prepareFile makes the file where it is missing, and says whether it is a
+// record store before it is opened for good. SQLite must not see an empty file
+// whose write-ahead log is there: it would delete the log, which may hold the
+// last copy of what was acknowledged.
 //
 // A file that exists is looked at through SQLite only: closing it in any
-// other way drops all locks that this process has on it (fcntl(2)).
-func prepareFile(ctx context.Context, vfs, dir, path string) error {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return err
-	}
+// other way drops all locks that this process has on it (fcntl(2)); but where
+// nobody has the store open there are none, and its log is made sure of.
+func prepareFile(ctx context.Context, vfs, path string, alone bool) error {
 	info, err := os.Stat(path)
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {
@@ -174,10 +172,15 @@ func prepareFile(ctx context.Context, vfs, dir, path string) error {
 		// other files the same mode.
 		file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err == nil {
-			err = errors.Join(file.Close(), syncFolder(filepath.Dir(dir)))
+			err = errors.Join(file.Close(), syncFolder(filepath.Dir(filepath.Dir(path))))
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) { // another process was faster
 			return err
+		}
+	}
+	if alone {
+		if err := rewriteLog(path); err != nil {
+			return fmt.Errorf("make sure of the log: %w", err)
 		}
 	}
 	params := url.Values{"mode": {"rw"}, "_busy_timeout": {millis(busyTurn)}, "_synchronous": {"FULL"}}

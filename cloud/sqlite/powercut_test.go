@@ -259,11 +259,7 @@ func (l *ledger) again(ctx context.Context, s *Store, at int) error {
 
 func memoryFolder(t testing.TB) string {
 	t.Helper()
-	root := "/dev/shm"
-	if _, err := os.Stat(root); err != nil {
-		root = os.TempDir()
-	}
-	dir, err := os.MkdirTemp(root, "touchline-test-")
+	dir, err := os.MkdirTemp(memoryRoot(), "touchline-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,6 +269,13 @@ func memoryFolder(t testing.TB) string {
 		}
 	})
 	return dir
+}
+
+func memoryRoot() string {
+	if _, err := os.Stat("/dev/shm"); err != nil {
+		return os.TempDir()
+	}
+	return "/dev/shm"
 }
 
 // walked is what a walk over crash points found.

@@ -49,6 +49,8 @@ type Store struct {
 	file   os.FileInfo // what was at path when it was opened
 	logger *slog.Logger
 
+	presence *presence
+
 	write     *sql.DB // one connection
 	writeConn *connector
 	read      *sql.DB // up to maxReaders, read-only
@@ -71,7 +73,8 @@ var (
 // Open opens the store in the folder dir and makes both where they are
 // missing; a new file is synced with its folder before Open returns. It
 // refuses a file that a newer version wrote, one that is not a record store,
-// and an emptied one whose log is still there, and changes none of them.
+// and an emptied one whose log is still there, and changes none of them. It
+// waits while another process opens or closes the store.
 func Open(ctx context.Context, dir string, logger *slog.Logger) (*Store, error) {
 	return openOn(ctx, "", dir, logger)
 }
@@ -81,27 +84,58 @@ func openOn(ctx context.Context, vfs, dir string, logger *slog.Logger) (*Store, 
 	if err != nil {
 		return nil, fmt.Errorf("open record store: %w", err)
 	}
-	path := filepath.Join(dir, FileName)
-	if err := prepareFile(ctx, vfs, dir, path); err != nil {
+	s := &Store{
+		path:    filepath.Join(dir, FileName),
+		logger:  logger,
+		known:   newCursorCache(),
+		queries: make(chan struct{}, maxQueries),
+		limits:  defaultLimits,
+	}
+	if s.presence, err = enterFolder(ctx, dir); err != nil {
 		return nil, fmt.Errorf("open record store: %w", err)
 	}
-	s := &Store{
-		path:      path,
-		logger:    logger,
-		writeConn: newConnector(withVFS(writerDSN(path), vfs), verifyWriter),
-		known:     newCursorCache(),
-		queries:   make(chan struct{}, maxQueries),
-		limits:    defaultLimits,
+	for {
+		alone, err := s.openFile(ctx, vfs)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open record store: %w", err), s.Close())
+		}
+		if alone {
+			break
+		}
+		// Where the others died meanwhile, this may have been the first one
+		// who looked at their log, and it did not make sure of it.
+		if alone, err = s.presence.alone(); err == nil && !alone {
+			break
+		}
+		if err = errors.Join(err, s.closeFile()); err != nil {
+			return nil, errors.Join(fmt.Errorf("open record store: %w", err), s.Close())
+		}
 	}
+	if err := s.presence.enter(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open record store: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+// openFile makes and opens the connections, and says whether nobody else had
+// the store open.
+func (s *Store) openFile(ctx context.Context, vfs string) (alone bool, err error) {
+	if alone, err = s.presence.alone(); err != nil {
+		return false, err
+	}
+	if err := prepareFile(ctx, vfs, s.path, alone); err != nil {
+		return alone, err
+	}
+	s.writeConn = newConnector(withVFS(writerDSN(s.path), vfs), verifyWriter)
 	s.write = sql.OpenDB(s.writeConn)
 	s.write.SetMaxOpenConns(1)
-	s.read = sql.OpenDB(newConnector(withVFS(readerDSN(path), vfs), nil))
+	s.read = sql.OpenDB(newConnector(withVFS(readerDSN(s.path), vfs), nil))
 	s.read.SetMaxOpenConns(maxReaders)
 	s.read.SetMaxIdleConns(maxReaders)
 	if err := s.begin(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open record store %s: %w", path, err), s.Close())
+		return alone, fmt.Errorf("%s: %w", s.path, err)
 	}
-	return s, nil
+	return alone, nil
 }
 
 // begin brings the schema up to date, makes sure that file and folder survive
@@ -160,7 +194,12 @@ func (s *Store) beginWrite(ctx context.Context) (*sql.Tx, error) {
 
 // Close gives the file back. It waits for statements that run, and may be
 // called twice. Calls after it fail.
-func (s *Store) Close() error {
+func (s *Store) Close() error { return s.presence.leave(s.closeFile) }
+
+func (s *Store) closeFile() error {
+	if s.write == nil {
+		return nil // it was not opened
+	}
 	// The reader goes first: it can't write, so the writer must be the last
 	// one out, who moves the log into the file and deletes it.
 	return errors.Join(s.read.Close(), s.write.Close())
