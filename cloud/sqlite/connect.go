@@ -27,7 +27,8 @@ const busyTurn = 250 * time.Millisecond
 
 // writerDSN returns the data source of the write connection. Everything that
 // holds per connection is in it, so that a reconnect can't lose it. The
-// default VFS is used so that a second process can work beside this one.
+// default VFS is used so that a second process can work beside this one; what
+// it maps is allocated first (see allocateSharedMemory).
 func writerDSN(path string) string {
 	return dsn(path, url.Values{
 		"mode":             {"rw"}, // prepareFile made it

@@ -84,6 +84,9 @@ func openOn(ctx context.Context, vfs, dir string, logger *slog.Logger) (*Store, 
 	if err != nil {
 		return nil, fmt.Errorf("open record store: %w", err)
 	}
+	if err := allocateSharedMemory(); err != nil {
+		return nil, fmt.Errorf("open record store: %w", err)
+	}
 	s := &Store{
 		path:    filepath.Join(dir, FileName),
 		logger:  logger,
