@@ -305,7 +305,7 @@ func TestUplink_UnknownMessagesAreIgnored(t *testing.T) {
 	g.text(`{"type":"weather","rain":true}`)
 	g.text(`{"type":"hello","gateway":"arena","mood":"good"}`)
 	next[*wire.Welcome](g)
-	g.text(`{"type":"clock","boot":"1","offset":5}`)
+	g.text(`{"type":"tide","height":5}`)
 	b := blocks(t, 1)[0]
 	g.send(b)
 	g.stored(b)

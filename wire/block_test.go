@@ -14,12 +14,15 @@ import (
 	"touchline"
 )
 
-type seriesName struct{ sensor, metric, unit string }
+type seriesName struct {
+	sensor, metric, unit string
+	stamped              bool
+}
 
 // columnOrder returns samples as Decode must: by series in order of first
 // appearance.
 func columnOrder(samples []touchline.Sample) []touchline.Sample {
-	name := func(s touchline.Sample) seriesName { return seriesName{s.Sensor, s.Metric, s.Unit} }
+	name := func(s touchline.Sample) seriesName { return seriesName{s.Sensor, s.Metric, s.Unit, s.Stamped} }
 	order := map[seriesName]int{}
 	for _, s := range samples {
 		if _, ok := order[name(s)]; !ok {

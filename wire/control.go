@@ -63,7 +63,8 @@ type Window struct {
 type Ack struct {
 	Accepted []EpochRanges `json:"accepted,omitempty"`
 	Stored   []EpochRanges `json:"stored,omitempty"`
-	Lost     []uint64      `json:"lost,omitempty"` // ids of lost messages that are recorded
+	Lost     []uint64      `json:"lost,omitempty"`  // ids of lost messages that are recorded
+	Clock    []ClockOffset `json:"clock,omitempty"` // of clock messages that are recorded
 	Time     time.Time     `json:"time"`
 }
 
@@ -96,6 +97,37 @@ type Lost struct {
 	MaxTime int64            `json:"max_time"`
 }
 
+// Clock says what the offset of the gateway's clock has been since it was
+// switched on, so that what it stamped by a worse one can be corrected. It is
+// absolute, and repeated until it is confirmed in an Ack.
+type Clock struct {
+	ClockOffset
+	State string `json:"state"` // "set" or "synchronised"; see touchline.ClockState
+}
+
+// A ClockOffset names one clock message.
+type ClockOffset struct {
+	Boot   touchline.Boot `json:"boot"`
+	Offset int64          `json:"offset_ns"` // Unix time less time since power-on
+}
+
+// NewClock returns the message that says c.
+func NewClock(c touchline.Clock) *Clock {
+	return &Clock{ClockOffset: ClockOffset{Boot: c.Boot, Offset: c.Offset}, State: c.State.String()}
+}
+
+// Says returns what the message says, or an error for a state that can't
+// correct anything.
+func (m *Clock) Says() (touchline.Clock, error) {
+	c := touchline.Clock{Boot: m.Boot, Offset: m.Offset}
+	for _, c.State = range []touchline.ClockState{touchline.ClockSet, touchline.ClockSynchronised} {
+		if m.State == c.State.String() {
+			return c, nil
+		}
+	}
+	return c, fmt.Errorf("message clock: state %.40q: want %q or %q", m.State, touchline.ClockSet, touchline.ClockSynchronised)
+}
+
 func (*Hello) messageType() string     { return "hello" }
 func (*Welcome) messageType() string   { return "welcome" }
 func (*Ack) messageType() string       { return "ack" }
@@ -103,6 +135,7 @@ func (*Resend) messageType() string    { return "resend" }
 func (*NewWindow) messageType() string { return "window" }
 func (*Goaway) messageType() string    { return "goaway" }
 func (*Lost) messageType() string      { return "lost" }
+func (*Clock) messageType() string     { return "clock" }
 
 // ErrUnknownMessage is returned by ParseMessage for a type that this version
 // does not know. Its receiver ignores the message.
@@ -150,6 +183,8 @@ func ParseMessage(data []byte) (Message, error) {
 		m = &Goaway{}
 	case "lost":
 		m = &Lost{}
+	case "clock":
+		m = &Clock{}
 	default:
 		return nil, fmt.Errorf("%w %.40q", ErrUnknownMessage, head.Type)
 	}

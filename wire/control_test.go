@@ -43,7 +43,7 @@ func TestParseMessage_IgnoresUnknownMembers(t *testing.T) {
 
 func TestParseMessage_TellsUnknownFromMalformed(t *testing.T) {
 	for data, unknown := range map[string]bool{
-		`{"type":"clock","offset":5}`: true,
+		`{"type":"weather","wind":5}`: true,
 		`{"type":""}`:                 true,
 		`{}`:                          true,
 		``:                            false,

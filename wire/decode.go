@@ -28,6 +28,9 @@ type Decoder struct {
 	values []touchline.Value
 	kinds  []touchline.Kind
 	mixed  []touchline.Value
+
+	attributes Attributes // of the block at hand or the last one
+	stamped    []byte     // a bit for each series, in body; nil is none
 }
 
 type decodedSeries struct{ sensor, metric, unit, times uint32 }
@@ -52,12 +55,18 @@ func NewDecoder() *Decoder {
 // block makes Decode allocate more than MaxRawBytes and MaxBlockSamples allow,
 // and none that is larger than MaxBlockBytes is looked at.
 func (d *Decoder) Decode(dst []touchline.Sample, data []byte) ([]touchline.Sample, error) {
+	d.attributes = Attributes{}
 	samples, err := d.decode(dst, data)
 	if err != nil {
+		d.attributes = Attributes{}
 		return dst, fmt.Errorf("decode block: %w", err)
 	}
 	return samples, nil
 }
+
+// Attributes returns what the block that Decode took last says of its samples;
+// nothing where that was no block. It is the caller's.
+func (d *Decoder) Attributes() Attributes { return d.attributes }
 
 func (d *Decoder) decode(dst []touchline.Sample, data []byte) ([]touchline.Sample, error) {
 	if len(data) > MaxBlockBytes {
@@ -67,7 +76,9 @@ func (d *Decoder) decode(dst []touchline.Sample, data []byte) ([]touchline.Sampl
 		return nil, err
 	}
 	body := cursor{data: d.body}
-	skipAttributes(&body)
+	if err := d.readAttributes(&body); err != nil {
+		return nil, err
+	}
 	count := body.count(MaxBlockSamples)
 	if body.bad {
 		return nil, errors.New("attributes or count are cut off or too large")
@@ -76,6 +87,9 @@ func (d *Decoder) decode(dst []touchline.Sample, data []byte) ([]touchline.Sampl
 		if len(body.data) > 0 {
 			return nil, fmt.Errorf("%d bytes after an empty block", len(body.data))
 		}
+		if d.stamped != nil {
+			return nil, errors.New("an empty block has stamped series")
+		}
 		return dst, nil
 	}
 	streams, err := split(body)
@@ -83,6 +97,9 @@ func (d *Decoder) decode(dst []touchline.Sample, data []byte) ([]touchline.Sampl
 		return nil, err
 	}
 	if err := d.readDirectory(streams, count); err != nil {
+		return nil, err
+	}
+	if err := d.checkStamped(); err != nil {
 		return nil, err
 	}
 	d.readHeads(streams)
@@ -123,14 +140,6 @@ func (d *Decoder) open(data []byte) error {
 	}
 	d.body = slices.Grow(body, bitSlack)
 	return nil
-}
-
-// skipAttributes reads over what later versions say about a block.
-func skipAttributes(body *cursor) {
-	for n := body.count(len(body.data)); n > 0 && !body.bad; n-- {
-		body.uvarint() // key
-		body.bytes(body.count(len(body.data)))
-	}
 }
 
 // The streams of a body, in their order.
@@ -290,7 +299,8 @@ func (d *Decoder) readTimes() error {
 
 // readSamples fills samples, which has as many as the series together.
 func (d *Decoder) readSamples(samples []touchline.Sample) error {
-	for _, s := range d.series {
+	for at, s := range d.series {
+		stamped := d.isStamped(at)
 		c := d.times[s.times]
 		n := int(c.count)
 		d.values = slices.Grow(d.values[:0], n)[:n]
@@ -299,7 +309,7 @@ func (d *Decoder) readSamples(samples []touchline.Sample) error {
 			return fmt.Errorf("values of %.40q of sensor %.40q: %w", metric, sensor, err)
 		}
 		for i, t := range d.ticks[c.start : c.start+c.count] {
-			samples[i] = touchline.Sample{Sensor: sensor, Metric: metric, Unit: unit, Time: t, Value: d.values[i]}
+			samples[i] = touchline.Sample{Sensor: sensor, Metric: metric, Unit: unit, Time: t, Value: d.values[i], Stamped: stamped}
 		}
 		samples = samples[n:]
 	}

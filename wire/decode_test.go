@@ -294,5 +294,6 @@ func FuzzDecode(f *testing.F) {
 		f.Add(data)
 	}
 	f.Add(storedBlock(f, everyMode()))
+	f.Add(clockedBlock(f))
 	f.Fuzz(func(t *testing.T, data []byte) { checkAnyBlock(t, NewDecoder(), data) })
 }

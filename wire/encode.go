@@ -37,6 +37,7 @@ type Encoder struct {
 	out     numberWriter
 	text    []byte
 	stream  []byte // the one that is being made
+	stamped []byte // a bit for each series
 	times   timeColumns
 	floats  []float64
 	ints    []int64
@@ -66,8 +67,14 @@ func NewEncoder() *Encoder {
 // as it finds to fit, at least one. No samples make an empty block, which
 // Decode takes, but which has no numbers and so never travels. The samples are
 // read only. Decode returns them by series in order of first appearance, each
-// series in the order it has here.
+// series in the order it has here; what the gateway stamped is a series apart.
+// The block does not say by which clock: EncodeWith does.
 func (e *Encoder) Encode(dst []byte, samples []touchline.Sample) (Encoded, error) {
+	return e.EncodeWith(dst, samples, Attributes{})
+}
+
+// EncodeWith is Encode of a block that has these attributes.
+func (e *Encoder) EncodeWith(dst []byte, samples []touchline.Sample, a Attributes) (Encoded, error) {
 	e.samples = samples
 	defer func() { // keep no string of theirs
 		e.samples = nil
@@ -76,7 +83,7 @@ func (e *Encoder) Encode(dst []byte, samples []touchline.Sample) (Encoded, error
 	limit := min(len(samples), MaxBlockSamples)
 	for {
 		n := e.group.add(samples[:limit], MaxRawBytes)
-		e.encodeBody()
+		e.encodeBody(a)
 		data := e.appendBlock(dst)
 		size := len(data) - len(dst)
 		if size <= MaxBlockBytes && len(e.body) <= MaxRawBytes {
@@ -103,9 +110,9 @@ func (e *Encoder) appendBlock(dst []byte) []byte {
 }
 
 // encodeBody fills e.body from e.group.
-func (e *Encoder) encodeBody() {
+func (e *Encoder) encodeBody(a Attributes) {
 	g := &e.group
-	e.body = append(e.body[:0], 0) // no attributes
+	e.putAttributes(a)
 	e.body = binary.AppendUvarint(e.body, uint64(len(g.of)))
 	if len(g.of) == 0 {
 		return

@@ -87,6 +87,41 @@ func TestGolden_Blocks(t *testing.T) {
 	}
 }
 
+// goldenClock is that of the worked example: unset, 12.345 s after power-on,
+// by a clock that began at 1970.
+var goldenClock = BlockClock{
+	Clock:  touchline.Clock{Boot: touchline.Boot(goldenEpoch), State: touchline.ClockUnset, Offset: 250e6},
+	Uptime: 12345 * time.Millisecond,
+}
+
+// clockedBlock has one sample of the sensor's time and one of the gateway's.
+func clockedBlock(t testing.TB) []byte {
+	t.Helper()
+	got, err := NewEncoder().EncodeWith(nil, clockedSamples(), Attributes{Clock: &goldenClock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Data
+}
+
+func clockedSamples() []touchline.Sample {
+	samples := exampleSamples()[:2]
+	samples[1].Time, samples[1].Stamped = 12e9, true
+	return samples
+}
+
+func TestGolden_ClockedBlock(t *testing.T) {
+	data := golden(t, "clock.block", clockedBlock(t), sameBlock)
+	d := NewDecoder()
+	back, err := d.Decode(nil, data)
+	if err != nil || !slices.Equal(back, clockedSamples()) {
+		t.Errorf("clock.block decodes to %+v, %v", back, err)
+	}
+	if c := d.Attributes().Clock; c == nil || *c != goldenClock {
+		t.Errorf("clock.block has the clock %+v", c)
+	}
+}
+
 func goldenFrame(t testing.TB) []FrameBlock {
 	t.Helper()
 	var blocks []FrameBlock
@@ -124,12 +159,13 @@ func goldenMessages() map[string]Message {
 			Clock: "synchronised", Capabilities: []string{"one"}},
 		"welcome": &Welcome{Store: "5f2c", Session: 3, Stored: ranges, Window: Window{Bytes: 8 << 20, Blocks: 64},
 			MaxFrame: MinFrameBytes, Heartbeat: 5000, Time: at, Capabilities: []string{"one", "two"}},
-		"ack":    &Ack{Accepted: ranges, Stored: ranges, Lost: []uint64{7}, Time: at},
+		"ack":    &Ack{Accepted: ranges, Stored: ranges, Lost: []uint64{7}, Clock: []ClockOffset{{Boot: touchline.Boot(goldenEpoch), Offset: 1767225587_905000000}}, Time: at},
 		"resend": &Resend{Epoch: goldenEpoch, Ranges: touchline.Ranges{{First: 5, Last: 5}}},
 		"window": &NewWindow{Window: Window{}},
 		"goaway": &Goaway{Reason: "drain", ReconnectAfter: 1500, Address: "wss://other.example/v1/uplink"},
 		"lost": &Lost{ID: 7, Epoch: goldenEpoch, Ranges: touchline.Ranges{{First: 1, Last: 40}}, Cause: "max_bytes",
 			MinTime: 1767225600e9, MaxTime: 1767225640e9},
+		"clock": NewClock(touchline.Clock{Boot: touchline.Boot(goldenEpoch), State: touchline.ClockSynchronised, Offset: 1767225587_905000000}),
 	}
 }
 
@@ -151,7 +187,7 @@ func TestFormat_ExampleIsTheGoldenFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for heading, file := range map[string]string{"Example block": "example.block", "Example frame": "example.frame"} {
+	for heading, file := range map[string]string{"Example block": "example.block", "Example frame": "example.frame", "Example block with a clock": "clock.block"} {
 		_, section, found := strings.Cut(string(doc), "# "+heading+"\n")
 		if !found {
 			t.Fatalf("FORMAT.md has no heading %q", heading)

@@ -22,7 +22,8 @@ type grouping struct {
 	floats []float64 // 0 for other kinds
 }
 
-// A series is what one (sensor, metric, unit) has in the block.
+// A series is what one (sensor, metric, unit) has in the block, apart for what
+// the sensor gave a time and what the gateway stamped.
 type series struct {
 	sensorName, metricName, unitName string
 
@@ -34,6 +35,7 @@ type series struct {
 	start                int32 // in column order
 	kind                 touchline.Kind
 	mixed                bool
+	stamped              bool
 }
 
 type sensorEntry struct {
@@ -42,7 +44,10 @@ type sensorEntry struct {
 	follower            int32 // sensor that followed last time
 }
 
-type seriesKey struct{ sensor, metric, unit int32 }
+type seriesKey struct {
+	sensor, metric, unit int32
+	stamped              bool
+}
 
 // maxChain is how many series of a sensor are compared one by one before the
 // map is asked.
@@ -200,7 +205,7 @@ func (g *grouping) findInSensor(s *touchline.Sample, sensor int32) int32 {
 }
 
 func (r *series) is(s *touchline.Sample) bool {
-	return r.metricName == s.Metric && r.unitName == s.Unit
+	return r.metricName == s.Metric && r.unitName == s.Unit && r.stamped == s.Stamped
 }
 
 // lookUp finds or makes a series.
@@ -213,7 +218,7 @@ func (g *grouping) lookUp(s *touchline.Sample, sensor int32) int32 {
 		}
 		at = g.series[at].sibling
 	}
-	key := seriesKey{sensor, g.metrics.id(s.Metric), g.units.id(s.Unit)}
+	key := seriesKey{sensor, g.metrics.id(s.Metric), g.units.id(s.Unit), s.Stamped}
 	if at >= 0 {
 		if known, ok := g.byKey[key]; ok {
 			return known
@@ -236,7 +241,7 @@ func (g *grouping) lookUp(s *touchline.Sample, sensor int32) int32 {
 	g.series = append(g.series, series{
 		sensorName: s.Sensor, metricName: s.Metric, unitName: s.Unit,
 		sensor: key.sensor, metric: key.metric, unit: key.unit, follower: at,
-		after: entry.first, afterToo: entry.first, sibling: -1,
+		after: entry.first, afterToo: entry.first, sibling: -1, stamped: s.Stamped,
 	})
 	return at
 }

@@ -50,6 +50,7 @@ func randomSamples(r *rand.Rand, limit int) []touchline.Sample {
 	step := []int64{0, 1, 1e6, 4e7, 1e9, -1e9, math.MaxInt64 / 2}[r.Intn(7)]
 	jitter := []int64{1, 1000, 5e6}[r.Intn(3)]
 	cyclic := r.Intn(2) == 0
+	stamped := []int{0, 0, 1, 2}[r.Intn(4)] // none, all, or any
 	out := make([]touchline.Sample, n)
 	for i := range out {
 		which := i % len(pool)
@@ -65,6 +66,7 @@ func randomSamples(r *rand.Rand, limit int) []touchline.Sample {
 			out[i].Time = randomTime(r)
 		}
 		out[i].Value = next[which]()
+		out[i].Stamped = stamped == 1 || stamped == 2 && r.Intn(3) == 0
 	}
 	return out
 }
