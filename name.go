@@ -3,6 +3,7 @@ package touchline
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 	"unicode"
@@ -85,13 +86,16 @@ var ErrTime = errors.New("time out of bounds")
 const maxAhead = 100 * 365 * 24 * time.Hour
 
 // CheckTime says whether t (ns since the Unix epoch) is a plausible time of a
-// sample as seen at now: not before 1970, not a century ahead. Decoders of
-// blocks do not apply it: they return any int64.
+// sample as seen at now: not before 1970, not a century ahead. The century
+// counts from Released where now is before it: a gateway without a clock must
+// not refuse a sensor that has one. Decoders of blocks do not apply it: they
+// return any int64.
 func CheckTime(t int64, now time.Time) error {
 	if t < 0 {
 		return fmt.Errorf("%w: %s is before 1970", ErrTime, time.Unix(0, t).UTC().Format(time.RFC3339))
 	}
-	if t > now.Add(maxAhead).UnixNano() {
+	from := max(now.UnixNano(), Released)
+	if from <= math.MaxInt64-int64(maxAhead) && t > from+int64(maxAhead) {
 		return fmt.Errorf("%w: %s is more than a century ahead (is the unit nanoseconds?)", ErrTime, time.Unix(0, t).UTC().Format(time.RFC3339))
 	}
 	return nil

@@ -72,8 +72,17 @@ func TestCheckNames_SayWhatIsWrongAndWhere(t *testing.T) {
 	}
 }
 
+func TestCheckTime_RefusesNoRightTimeForAWrongClock(t *testing.T) {
+	right := time.Date(2031, 5, 30, 20, 45, 0, 0, time.UTC)
+	for _, year := range []int{1678, 1970, 1999, 2025, 2099, 2163, 2200, 2262} { // what ns since 1970 reach
+		if err := touchline.CheckTime(right.UnixNano(), time.Date(year, 12, 1, 0, 0, 0, 0, time.UTC).Add(-300*24*time.Hour)); err != nil {
+			t.Errorf("by a clock that shows %d: %v", year, err)
+		}
+	}
+}
+
 func TestCheckTime(t *testing.T) {
-	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	for _, test := range []struct {
 		ns int64
 		ok bool

@@ -21,7 +21,7 @@ const (
 	maxBatchBlocks = 512
 	maxBatchBytes  = 4 << 20 // a write-ahead log of a few MiB, some 10 ms of disk
 
-	// A decoded sample has 88 bytes: 262,144 are 23 MB, kept from batch to batch.
+	// A decoded sample has 96 bytes: 262,144 are 25 MB, kept from batch to batch.
 	maxBatchSamples = 4 * wire.MaxBlockSamples
 )
 
@@ -210,7 +210,7 @@ func (g batch) slice(from, to int) batch { return batch{g.entries[from:to], g.de
 func (g batch) len() int                 { return len(g.entries) }
 
 // decode fills in the samples. It happens here and not on arrival, so that
-// what waits costs two bytes a sample and not 88.
+// what waits costs two bytes a sample and not 96.
 func (b *batcher) decode(entries []*entry) batch {
 	samples := 0
 	for _, e := range entries {

@@ -34,7 +34,7 @@ func NewDecoder() *Decoder { return &Decoder{names: newNames()} }
 // an *Error, it returns dst as it was (the array behind it may have been
 // written to beyond its length). It keeps neither data nor dst. What it
 // allocates is bounded by the payload: usually 2 bytes of samples a byte, at
-// most 60 (2 samples of 88 bytes from a CBOR record of 3 with a base sum).
+// most 64 (2 samples of 96 bytes from a CBOR record of 3 with a base sum).
 //
 // Names come from the payload first and then from src:
 //
@@ -51,7 +51,8 @@ func NewDecoder() *Decoder { return &Decoder{names: newNames()} }
 //   - A bare value (a JSON number, string, true or false) is src.Metric of
 //     src.Sensor.
 //
-// What has no time is stamped src.Now. SenML values that are text, boolean or
+// What has no time is stamped src.Now, and what has a time relative to now
+// (RFC 8428, section 4.5.3) by it; such samples are Stamped. SenML values that are text, boolean or
 // bytes stay so; a SenML sum becomes a sample of its own, of the metric
 // <metric>.sum in the unit <unit>.s (RFC 8428, section 4.2: the unit
 // multiplied by seconds). SenML's update time is checked and not kept.

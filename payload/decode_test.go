@@ -6,6 +6,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"touchline"
 )
@@ -15,8 +16,22 @@ const (
 	past = int64(1_600_000_000_000_000_001)
 )
 
+// sample is one that the gateway stamped if its time is within a day of now.
 func sample(metric string, t int64, v touchline.Value) touchline.Sample {
-	return touchline.Sample{Sensor: "belt", Metric: metric, Time: t, Value: v}
+	return touchline.Sample{Sensor: "belt", Metric: metric, Time: t, Value: v, Stamped: near(t, now)}
+}
+
+func near(t, now int64) bool { return max(t, now)-min(t, now) < int64(24*time.Hour) }
+
+func stamped(s touchline.Sample) touchline.Sample {
+	s.Stamped = true
+	return s
+}
+
+// itsOwn is a sample with a time that the sensor gave.
+func itsOwn(s touchline.Sample) touchline.Sample {
+	s.Stamped = false
+	return s
 }
 
 func number64(f float64) touchline.Value { return touchline.NumberValue(f) }
@@ -61,7 +76,7 @@ func TestDecode_ReadsObjects(t *testing.T) {
 		{"no time is now", Source{}, `{"a":1}`, []touchline.Sample{sample("a", now, number64(1))}},
 		{"null time is now", Source{}, `{"t":null,"a":1}`, []touchline.Sample{sample("a", now, number64(1))}},
 		{"a time ahead, but not a century", Source{}, `{"t":1700000060000000000,"a":1}`, []touchline.Sample{
-			sample("a", now+60*second, number64(1))}},
+			itsOwn(sample("a", now+60*second, number64(1)))}},
 		{"every kind", Source{}, `{"n":-1.25e2,"text":"on","yes":true,"no":false,"nothing":null}`, []touchline.Sample{
 			sample("n", now, number64(-125)), sample("text", now, touchline.TextValue("on")),
 			sample("yes", now, touchline.BoolValue(true)), sample("no", now, touchline.BoolValue(false))}},
@@ -128,7 +143,7 @@ func TestDecode_ReadsSenMLJSON(t *testing.T) {
 			sample("p.sum", now, number64(101)), sample("p", now, number64(3)), sample("p.sum", now, number64(100))}},
 		{"relative time", Source{}, `[{"n":"a","t":-0.000000001,"v":1},{"n":"a","t":60.5,"v":2},{"n":"a","t":268435455.999999999,"v":3},{"n":"a","t":268435456,"v":4}]`, []touchline.Sample{
 			sample("a", now-1, number64(1)), sample("a", now+60_500_000_000, number64(2)),
-			sample("a", now+268_435_455_999_999_999, number64(3)), sample("a", 268_435_456*second, number64(4))}},
+			stamped(sample("a", now+268_435_455_999_999_999, number64(3))), sample("a", 268_435_456*second, number64(4))}},
 		{"base time and time make it absolute together", Source{}, `[{"n":"a","bt":268435455.5,"t":0.5,"v":1}]`, []touchline.Sample{
 			sample("a", 268_435_456*second, number64(1))}},
 		{"nanoseconds survive", Source{}, `[{"n":"a","bt":1.600000000000000001e9,"v":1},{"n":"a","t":0.123456788,"v":2}]`, []touchline.Sample{

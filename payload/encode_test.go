@@ -78,7 +78,7 @@ func TestAppendSenML_ReadsBackAsTheSameSamples(t *testing.T) {
 func TestAppendSenMLCBOR_CarriesWhatJSONCannot(t *testing.T) {
 	var samples []touchline.Sample
 	for _, bits := range []uint64{0x7ff0000000000000, 0xfff0000000000000, 0x7ff8000000000000, 0x7ff0000000000001, 0xfff4000020000000, 0xffffffffffffffff} {
-		samples = append(samples, sample("x", now, touchline.NumberValue(math.Float64frombits(bits))))
+		samples = append(samples, itsOwn(sample("x", now, touchline.NumberValue(math.Float64frombits(bits)))))
 	}
 	data, err := AppendSenMLCBOR(nil, samples)
 	if err != nil {

@@ -48,7 +48,7 @@ func (f Format) String() string {
 type Source struct {
 	Sensor string // names the sensor where the payload doesn't; may be empty
 	Metric string // names or prefixes the metric (see Decode); may be empty
-	Now    int64  // time of arrival, ns since the Unix epoch
+	Now    int64  // time of arrival by the gateway's clock, ns since the Unix epoch
 }
 
 // Raw returns the sample that keeps a payload whole that could not be
@@ -59,5 +59,7 @@ func Raw(src Source, data []byte) touchline.Sample {
 		Metric: touchline.MetricRaw,
 		Time:   src.Now,
 		Value:  touchline.BytesValue(string(data)),
+
+		Stamped: true,
 	}
 }

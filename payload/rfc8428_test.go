@@ -17,7 +17,7 @@ const rfcNow = 1_700_000_000_123_456_789
 var rfcSource = Source{Sensor: "gw", Now: rfcNow}
 
 func num(metric, unit string, t int64, v float64) touchline.Sample {
-	return touchline.Sample{Sensor: "gw", Metric: metric, Unit: unit, Time: t, Value: touchline.NumberValue(v)}
+	return touchline.Sample{Sensor: "gw", Metric: metric, Unit: unit, Time: t, Value: touchline.NumberValue(v), Stamped: near(t, rfcNow)}
 }
 
 func from(sensor string, s touchline.Sample) touchline.Sample {
@@ -160,9 +160,9 @@ var rfcExamples = []struct {
      {"n":"nfc-reader","vd":"aGkgCg"}
    ]`, []touchline.Sample{
 		num(ow+":temp", "Cel", rfcNow, 23.1),
-		{Sensor: "gw", Metric: ow + ":label", Time: rfcNow, Value: touchline.TextValue("Machine Room")},
-		{Sensor: "gw", Metric: ow + ":open", Time: rfcNow, Value: touchline.BoolValue(false)},
-		{Sensor: "gw", Metric: ow + ":nfc-reader", Time: rfcNow, Value: touchline.BytesValue("hi \n")},
+		{Sensor: "gw", Metric: ow + ":label", Time: rfcNow, Stamped: true, Value: touchline.TextValue("Machine Room")},
+		{Sensor: "gw", Metric: ow + ":open", Time: rfcNow, Stamped: true, Value: touchline.BoolValue(false)},
+		{Sensor: "gw", Metric: ow + ":nfc-reader", Time: rfcNow, Stamped: true, Value: touchline.BytesValue("hi \n")},
 	}},
 
 	{"5.1.6 collection of resources", `[

@@ -261,6 +261,7 @@ func (d *Decoder) resolveTime(sample *touchline.Sample) *Error {
 	t, ok := addInt64(p.baseTime, p.time)
 	if ok && t < absoluteTime {
 		t, ok = addInt64(d.src.Now, t)
+		sample.Stamped = true // as right as our clock is
 	}
 	if !ok {
 		return wrong("t", secondsBounds, nil)

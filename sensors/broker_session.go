@@ -174,7 +174,8 @@ func (s *brokerSession) submit(b *batch[ackable]) error {
 // read decodes m into the batch.
 func (b *Broker) read(to *batch[ackable], m paho.Message) {
 	in := b.intake
-	now := in.now().UnixNano()
+	now, clock := in.stamp()
+	to.clock = clock
 	data := m.Payload()
 	in.counters[TransportBroker].messages.Add(1)
 	to.count(min(len(data), b.opts.PayloadBytes), now)

@@ -145,7 +145,7 @@ func TestBroker_TakesWhatTheSitesBrokerHas(t *testing.T) {
 		{Sensor: "belt", Metric: "hr", Value: touchline.NumberValue(143)},
 	}
 	for i := range want {
-		got[i].Time = 0
+		got[i].Time, want[i].Stamped = 0, true
 		if got[i] != want[i] {
 			t.Errorf("sample %d is %+v, want %+v", i, got[i], want[i])
 		}

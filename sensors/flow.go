@@ -13,10 +13,11 @@ import (
 // load is what a batch brings to the store.
 type load struct {
 	samples  []touchline.Sample
-	messages int   // messages the samples came in
-	raw      int   // of these, how many are kept whole
-	bytes    int   // of memory: payload and samples
-	arrived  int64 // ns since the Unix epoch, of the first message
+	messages int              // messages the samples came in
+	raw      int              // of these, how many are kept whole
+	bytes    int              // of memory: payload and samples
+	arrived  int64            // ns since the Unix epoch, of the first message
+	clock    *touchline.Clock // of all messages
 }
 
 // batch is some messages of one connection that go to the store together, and
@@ -69,8 +70,8 @@ func (p *pool[T]) get(f *flow[T]) *batch[T] {
 	return b
 }
 
-// maxKept is the largest batch that is kept for reuse, in samples: 4,096 of 88
-// bytes are 352 KiB. One huge payload must not stay in memory for ever.
+// maxKept is the largest batch that is kept for reuse, in samples: 4,096 of 96
+// bytes are 384 KiB. One huge payload must not stay in memory for ever.
 const maxKept = 4096
 
 func (p *pool[T]) put(b *batch[T]) {
@@ -145,7 +146,7 @@ func (f *flow[T]) submit(ctx context.Context, b *batch[T]) error {
 		f.settle(b, nil)
 		return nil
 	}
-	return f.store.AppendAsync(ctx, touchline.Arrival{Samples: b.samples}, b.done)
+	return f.store.AppendAsync(ctx, touchline.Arrival{Samples: b.samples, Clock: b.clock}, b.done)
 }
 
 // settle notes the store's answer to b and has it passed on when all before it

@@ -19,9 +19,9 @@ import (
 func TestNewIntake_SaysWhatIsMissing(t *testing.T) {
 	store := newStore(t)
 	for want, o := range map[string]IntakeOptions{
-		"no store":    {Now: time.Now, MaxSensors: 1},
+		"no store":    {Now: systemTime, MaxSensors: 1},
 		"no clock":    {Store: store, MaxSensors: 1},
-		"max sensors": {Store: store, Now: time.Now},
+		"max sensors": {Store: store, Now: systemTime},
 	} {
 		if _, err := NewIntake(o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the error is %v, want one with %q", err, want)
@@ -180,7 +180,7 @@ func TestMQTT_WaitForTheStoreIsNotTheSensorsSilence(t *testing.T) {
 	const keepalive = 500 * time.Millisecond
 	began := time.Now()
 	_ = c.SetDeadline(began.Add(keepalive))
-	c.read(c.batch(), route{"sensors/a/b", "a", "b"}, &packets.Packet{Payload: []byte("1")})
+	c.read(c.batch(), route{"sensors/a/b", "a", "b"}, arrived{&packets.Packet{Payload: []byte("1")}, 1})
 	store.setRefuse(full{time.Millisecond})
 	read := make(chan error, 1)
 	go func() {

@@ -168,7 +168,12 @@ func (c *mqttConn) publish(pk *packets.Packet) error {
 			fmt.Errorf("payload of topic %.80q has %d bytes: at most %d are allowed", pk.TopicName, n, c.m.opts.PayloadBytes))
 	}
 	c.makeRoom(len(pk.Payload))
+	now, clock := c.m.intake.stamp()
+	if c.pending != nil && c.pending.clock != clock {
+		c.flush() // it was set anew: a batch has one clock
+	}
 	b := c.batch()
+	b.clock = clock
 	r, err := c.route(pk.TopicName)
 	if err != nil {
 		c.m.intake.reject(CauseTopic)
@@ -195,19 +200,24 @@ func (c *mqttConn) publish(pk *packets.Packet) error {
 	if a.kind != noAck || a.live != nil {
 		b.answers = append(b.answers, a)
 	}
-	c.read(b, r, pk)
+	c.read(b, r, arrived{pk, now})
 	return nil
+}
+
+// An arrived packet, and when it did, in ns since the Unix epoch.
+type arrived struct {
+	*packets.Packet
+	at int64
 }
 
 // read decodes a message into b. An empty retained message is the command to
 // forget the retained one (MQTT 5, section 3.3.1.3), and no sample.
-func (c *mqttConn) read(b *batch[answer], r route, pk *packets.Packet) {
-	now := c.m.intake.now().UnixNano()
-	b.count(len(pk.Payload), now)
+func (c *mqttConn) read(b *batch[answer], r route, pk arrived) {
+	b.count(len(pk.Payload), pk.at)
 	if len(pk.Payload) == 0 && pk.FixedHeader.Retain {
 		return
 	}
-	src := payload.Source{Sensor: r.sensor, Metric: r.metric, Now: now}
+	src := payload.Source{Sensor: r.sensor, Metric: r.metric, Now: pk.at}
 	if err := b.decode(c.decoder, payload.Auto, src, pk.Payload); err != nil {
 		b.samples = append(b.samples, payload.Raw(src, pk.Payload))
 		b.raw++

@@ -274,7 +274,8 @@ func (h *hook) OnWillSent(_ *mqtt.Client, pk packets.Packet) {
 	}
 	m.wg.Add(1)
 	m.mu.Unlock()
-	b := &load{messages: 1, bytes: len(pk.Payload), arrived: m.intake.now().UnixNano()}
+	now, clock := m.intake.stamp()
+	b := &load{messages: 1, bytes: len(pk.Payload), arrived: now, clock: clock}
 	src := payload.Source{Sensor: sensor, Metric: metric, Now: b.arrived}
 	if b.samples, err = payload.NewDecoder().Decode(nil, payload.Auto, src, pk.Payload); err != nil {
 		b.samples, b.raw = []touchline.Sample{payload.Raw(src, pk.Payload)}, 1
@@ -284,7 +285,7 @@ func (h *hook) OnWillSent(_ *mqtt.Client, pk packets.Packet) {
 		m.intake.account(TransportMQTT, &seenCache{}, b, err)
 		m.wg.Done()
 	}
-	if err := m.intake.store.AppendAsync(m.ctx, touchline.Arrival{Samples: b.samples}, done); err != nil {
+	if err := m.intake.store.AppendAsync(m.ctx, touchline.Arrival{Samples: b.samples, Clock: b.clock}, done); err != nil {
 		done(err)
 	}
 }

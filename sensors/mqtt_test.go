@@ -39,7 +39,7 @@ func TestMQTT_AcknowledgesAfterTheCommitInOrder(t *testing.T) {
 			}
 		}
 		for i, s := range store.awaitStored(t, 20) {
-			want := touchline.Sample{Sensor: "belt", Metric: "heart_rate", Time: s.Time, Value: touchline.NumberValue(float64(101 + i))}
+			want := touchline.Sample{Sensor: "belt", Metric: "heart_rate", Time: s.Time, Stamped: true, Value: touchline.NumberValue(float64(101 + i))}
 			if s != want {
 				t.Fatalf("sample %d is %+v, want %+v", i, s, want)
 			}

@@ -29,7 +29,8 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 		in.reject(CauseProtocol)
 		return newProblem(http.StatusForbidden, "origin", "Pages from elsewhere may not write samples", err.Error())
 	}
-	src, p := source(r, in.now().UnixNano())
+	now, clock := in.stamp()
+	src, p := source(r, now)
 	if p != nil {
 		in.reject(CauseProtocol)
 		return p
@@ -51,7 +52,7 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 		return p
 	}
 	in.counters[TransportHTTP].messages.Add(1)
-	load := &load{messages: 1, bytes: len(body), arrived: src.Now}
+	load := &load{messages: 1, bytes: len(body), arrived: src.Now, clock: clock}
 	var err error
 	if load.samples, err = decodeBody(f, src, body); err != nil {
 		in.reject(CausePayload)
@@ -109,7 +110,7 @@ func (h *HTTP) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *proble
 // samples are the store's by then.
 func (h *HTTP) store(r *http.Request, l *load) *problem {
 	done := make(chan error, 1)
-	err := h.intake.store.AppendAsync(r.Context(), touchline.Arrival{Samples: l.samples}, func(err error) { done <- err })
+	err := h.intake.store.AppendAsync(r.Context(), touchline.Arrival{Samples: l.samples, Clock: l.clock}, func(err error) { done <- err })
 	committed := err == nil
 	if committed {
 		err = <-done

@@ -96,8 +96,8 @@ func (c Cause) String() string {
 // IntakeOptions are what NewIntake needs. Every field is required.
 type IntakeOptions struct {
 	Store      Store
-	Now        func() time.Time // the time of arrival; time.Now but in tests
-	MaxSensors int              // sensors remembered; then the longest silent one is forgotten
+	Now        func() (time.Time, *touchline.Clock) // the time of arrival, and the clock that says so; nil where nothing is known of it
+	MaxSensors int                                  // sensors remembered; then the longest silent one is forgotten
 }
 
 // Intake is what all transports share: the store, the counters and the
@@ -105,7 +105,7 @@ type IntakeOptions struct {
 // nothing.
 type Intake struct {
 	store Store
-	now   func() time.Time
+	now   func() (time.Time, *touchline.Clock)
 	seen  *registry
 
 	counters [transports]counters
@@ -184,6 +184,13 @@ func (in *Intake) Stats() Stats {
 		s.Rejected[c] = in.rejected[c].Load()
 	}
 	return s
+}
+
+// stamp returns what a message that arrives now is stamped with: ns since the
+// Unix epoch, and the clock that says so.
+func (in *Intake) stamp() (int64, *touchline.Clock) {
+	now, clock := in.now()
+	return now.UnixNano(), clock
 }
 
 func (in *Intake) reject(c Cause) { in.rejected[c].Add(1) }

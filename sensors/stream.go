@@ -213,7 +213,7 @@ func (s *stream) take(number uint64, data []byte) bool {
 	in := s.h.intake
 	b := s.h.batches.get(&s.flow)
 	src := s.src
-	src.Now = in.now().UnixNano()
+	src.Now, b.clock = in.stamp()
 	in.counters[TransportStream].messages.Add(1)
 	b.count(len(data), src.Now)
 	answer := reply{number: number}
