@@ -23,6 +23,7 @@ import (
 
 	"touchline"
 	"touchline/buffer"
+	"touchline/clock"
 	"touchline/sensors"
 	"touchline/uplink"
 )
@@ -33,6 +34,7 @@ type Daemon struct {
 	logger  *slog.Logger
 	started time.Time
 
+	clock    *clock.Watch
 	buffer   *buffer.Buffer
 	intake   *sensors.Intake
 	mqtt     *sensors.MQTT     // nil: off
@@ -68,10 +70,13 @@ func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daem
 			err = errors.Join(err, d.Close())
 		}
 	}()
+	if d.clock, err = clock.Open(c.Gateway.Data, logger); err != nil {
+		return nil, err
+	}
 	if err := d.openBuffer(ctx, logger); err != nil {
 		return nil, fmt.Errorf("gateway.data %s: %w", c.Gateway.Data, err)
 	}
-	d.intake, err = sensors.NewIntake(sensors.IntakeOptions{Store: d.buffer, Now: time.Now, MaxSensors: maxSensors})
+	d.intake, err = sensors.NewIntake(sensors.IntakeOptions{Store: d.buffer, Now: d.clock.Now, MaxSensors: maxSensors})
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +155,8 @@ func listenError(key, address string, err error) error {
 // acquires nothing.
 func Check(c touchline.Config) error {
 	logger := slog.New(slog.DiscardHandler)
-	intake, err := sensors.NewIntake(sensors.IntakeOptions{Store: nowhere{}, Now: time.Now, MaxSensors: 1})
+	now := func() (time.Time, *touchline.Clock) { return time.Now(), nil }
+	intake, err := sensors.NewIntake(sensors.IntakeOptions{Store: nowhere{}, Now: now, MaxSensors: 1})
 	if err != nil {
 		return err
 	}
@@ -251,6 +257,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 	})
 	group.Go(func() error { return d.rate.run(groupCtx, d.total) })
+	group.Go(func() error { return d.clock.Run(groupCtx) })
 	if d.mqtt != nil {
 		group.Go(func() error { return d.mqtt.Run(groupCtx) })
 	}
