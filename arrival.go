@@ -1,8 +1,12 @@
 package touchline
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 )
 
 // An Arrival is what sensors hand to the gateway in one go: the samples of one
@@ -16,11 +20,34 @@ type Arrival struct {
 // A Key names a message, so that a repeat of it is known even where its
 // samples have no times of their own, and after a restart.
 type Key struct {
-	ID    [32]byte // SHA-256 of everything that makes the message this one
-	First int      // its first sample in Arrival.Samples
-	Count int      // of its samples
-	Long  bool     // remembered for a day (an Idempotency-Key), not for the window of repeats
+	ID    Digest // of the name: who sent it, and what he calls it
+	Body  Digest // of what it says
+	First int    // its first sample in Arrival.Samples
+	Count int    // of its samples
+	Again bool   // it may be a repeat; else it is a new message, whatever had its name before
+	Long  bool   // remembered for a day (an Idempotency-Key), not for the window of repeats
 }
+
+// A Digest is the first half of a SHA-256: nobody finds two texts with the
+// same by trying.
+type Digest [16]byte
+
+// DigestOf returns the digest of parts, which are told apart by their lengths.
+func DigestOf(parts ...string) Digest {
+	h := sha256.New()
+	var length [8]byte
+	for _, part := range parts {
+		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
+		h.Write(length[:])
+		io.WriteString(h, part)
+	}
+	var sum [sha256.Size]byte
+	return Digest(h.Sum(sum[:0])[:len(Digest{})])
+}
+
+// ErrKeyReused says that a message was not stored because its name (Key.ID,
+// Key.Long) was given to another message before.
+var ErrKeyReused = errors.New("the key was used for another message")
 
 // A Boot names one run of the machine, from power-on to power-off.
 type Boot [16]byte
