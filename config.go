@@ -39,13 +39,15 @@ type GatewayConfig struct {
 
 // SensorsConfig is the table [sensors].
 type SensorsConfig struct {
-	AllowAnonymous bool           `toml:"allow_anonymous"`
-	Insecure       bool           `toml:"insecure"`
-	MaxPayload     config.Size    `toml:"max_payload"`
-	MaxConnections int            `toml:"max_connections"`
-	MQTT           MQTTConfig     `toml:"mqtt"`
-	HTTP           HTTPConfig     `toml:"http"`
-	Broker         []BrokerConfig `toml:"broker"`
+	AllowAnonymous bool            `toml:"allow_anonymous"`
+	Insecure       bool            `toml:"insecure"`
+	MaxPayload     config.Size     `toml:"max_payload"`
+	DedupeWindow   config.Duration `toml:"dedupe_window"`
+	DedupeMemory   config.Size     `toml:"dedupe_memory"`
+	MaxConnections int             `toml:"max_connections"`
+	MQTT           MQTTConfig      `toml:"mqtt"`
+	HTTP           HTTPConfig      `toml:"http"`
+	Broker         []BrokerConfig  `toml:"broker"`
 }
 
 // MQTTConfig is the table [sensors.mqtt].
@@ -138,6 +140,12 @@ func (c *SensorsConfig) check(report func(key, problem string)) {
 	}
 	if c.HTTP.MaxBody < 256 || c.HTTP.MaxBody > 16<<20 {
 		report("sensors.http.max_body", fmt.Sprintf("%s is out of bounds: want 256B to 16MiB", c.HTTP.MaxBody))
+	}
+	if c.DedupeWindow < 0 || c.DedupeWindow > 600e9 {
+		report("sensors.dedupe_window", fmt.Sprintf("%s is out of bounds: want at most 10m, or 0s to store what is sent twice", c.DedupeWindow))
+	}
+	if c.DedupeMemory < 128<<10 || c.DedupeMemory > 1<<30 {
+		report("sensors.dedupe_memory", fmt.Sprintf("%s is out of bounds: want 128KiB to 1GiB", c.DedupeMemory))
 	}
 	if c.MaxConnections < 1 || c.MaxConnections > 100_000 {
 		report("sensors.max_connections", fmt.Sprintf("%d is out of bounds: want 1 to 100000", c.MaxConnections))

@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -49,6 +50,8 @@ type entry struct {
 	count int
 	room  int64
 	done  func(error)
+	keys  []touchline.Key
+	err   error // what it is told although its batch was committed
 }
 
 // Append stores samples and returns nil once they are committed and synced. A
@@ -84,6 +87,11 @@ func (b *Buffer) Append(ctx context.Context, samples []touchline.Sample) error {
 // samples/s), until there is room, ctx ends or the buffer closes. An append
 // larger than that waits until it is alone: what bounds it is its caller.
 //
+// What is a repeat (see Options.RepeatWindow, touchline.Key) is not stored
+// again; done is then called as if it were, after the commit of its original.
+// A message whose long key belongs to another message is not stored, and done
+// is called with touchline.ErrKeyReused.
+//
 // The slices are copied and may be used again as soon as AppendAsync returns.
 // The strings inside are shared until the samples are committed.
 func (b *Buffer) AppendAsync(ctx context.Context, arrival touchline.Arrival, done func(error)) error {
@@ -92,10 +100,11 @@ func (b *Buffer) AppendAsync(ctx context.Context, arrival touchline.Arrival, don
 	if err != nil {
 		return err
 	}
+	room = min(room+int64(len(arrival.Keys))*keyBytes, queueBytes)
 	if err := b.acquire(ctx, room); err != nil {
 		return err
 	}
-	e := entry{count: len(samples), room: room, done: done}
+	e := entry{count: len(samples), room: room, done: done, keys: cloneKeys(arrival)}
 	b.mu.Lock()
 	err = b.refusal()
 	if err == nil {
@@ -204,7 +213,7 @@ func (b *Buffer) answer(taken *batch, err error) {
 		e := &taken.entries[i]
 		room += e.room
 		if e.done != nil {
-			e.done(err)
+			e.done(cmp.Or(err, e.err))
 		}
 	}
 	if cap(taken.samples) > keepSamples {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"touchline"
+	"touchline/buffer/seen"
 	"touchline/wire"
 )
 
@@ -32,6 +33,14 @@ type Options struct {
 	FreeReserve    int64         // bytes that stay free on the file system; 0 does not look
 	WhenFull       Policy        // what gives way at MaxBytes and FreeReserve
 	CommitInterval time.Duration // least time between the starts of two commits; 0 commits as fast as the disk syncs
+
+	// A sample that is the same as one committed within RepeatWindow of
+	// running time (sensor, metric, unit, time and value, bit for bit) is a
+	// repeat and not stored again; 0 stores it. A sample that the gateway
+	// stamped is never one. Samples leave the window early where it would take
+	// more than RepeatBytes of memory.
+	RepeatWindow time.Duration
+	RepeatBytes  int64
 
 	clock func() time.Duration                // monotonic; nil is the system's. Tests move it.
 	free  func(dir string) (int64, error)     // bytes free for us at dir; nil asks the system
@@ -50,6 +59,12 @@ const (
 	// MaxCommitInterval stays below the patience of sensors, which is some
 	// tens of seconds for a PUBACK or an HTTP answer.
 	MaxCommitInterval = 10 * time.Second
+	// MaxRepeatWindow is far more than a client waits before it sends again.
+	// Open reads the blocks of such a time.
+	MaxRepeatWindow = 10 * time.Minute
+	// MinRepeatBytes holds some 2,500 samples, MaxRepeatBytes 36 million.
+	MinRepeatBytes = seen.MinBytes
+	MaxRepeatBytes = 1 << 30
 )
 
 func (o *Options) check() error {
@@ -71,6 +86,12 @@ func (o *Options) check() error {
 	}
 	if o.CommitInterval < 0 || o.CommitInterval > MaxCommitInterval {
 		errs = append(errs, fmt.Errorf("commit_interval is %s: use 0 to %s", o.CommitInterval, MaxCommitInterval))
+	}
+	if o.RepeatWindow < 0 || o.RepeatWindow > MaxRepeatWindow {
+		errs = append(errs, fmt.Errorf("the window of repeats is %s: use 0 to %s", o.RepeatWindow, MaxRepeatWindow))
+	}
+	if o.RepeatWindow > 0 && (o.RepeatBytes < MinRepeatBytes || o.RepeatBytes > MaxRepeatBytes) {
+		errs = append(errs, fmt.Errorf("the window of repeats may take %d bytes: use %d to %d", o.RepeatBytes, MinRepeatBytes, MaxRepeatBytes))
 	}
 	return errors.Join(errs...)
 }
@@ -190,6 +211,9 @@ func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, erro
 	b := newBuffer(opts, logger)
 	b.lock, b.store = lock, st
 	b.start(state)
+	if err := b.recall(ctx); err != nil {
+		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, st.close(), lock.Close()))
+	}
 	for i := range aside {
 		b.aside = append(b.aside, aside[i].stats())
 	}
@@ -213,6 +237,7 @@ func newBuffer(opts Options, logger *slog.Logger) *Buffer {
 		damaged: make(map[touchline.Position]struct{}),
 	}
 	b.w = writer{spare: &batch{}, encoder: wire.NewEncoder(), nextSeq: 1, freeAt: -freeInterval}
+	b.w.repeats = newRepeats(&opts)
 	b.life, b.stop = context.WithCancel(context.Background())
 	return b
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"touchline"
 	"touchline/wire"
 )
 
@@ -36,6 +37,7 @@ type writer struct {
 
 	blocks   []encoded // of the batch at hand
 	incoming int64     // what they add to totals.bytes
+	repeats  repeats
 
 	epochSaved bool   // the epoch's row is in the file
 	nextSeq    uint64 // number of the next sample: dense, whatever fails
@@ -148,6 +150,7 @@ func (b *Buffer) round(upkeep bool) {
 	}
 	b.noticeDamage(err)
 	b.checkLimits() // before the answers, so that who was told sees the limit
+	b.countRepeats(err)
 	if err != nil {
 		b.answer(taken, &CommitError{Err: err, After: b.retryAfter()})
 		b.answerEvicts(err)
@@ -178,14 +181,16 @@ func (b *Buffer) write(taken *batch, upkeep bool) (wrote bool, err error) {
 		return false, err
 	}
 	if err := b.encode(taken); err != nil {
+		b.w.repeats.takeBack()
 		return false, err
 	}
 	chores := b.chores(upkeep)
-	if len(b.w.blocks) == 0 && !chores {
+	if len(b.w.blocks) == 0 && !chores && !b.w.repeats.keys.Pending() {
 		return false, nil
 	}
 	t, err := b.begin()
 	if err != nil {
+		b.w.repeats.takeBack()
 		return false, err
 	}
 	if err := t.fill(chores); err != nil {
@@ -195,18 +200,20 @@ func (b *Buffer) write(taken *batch, upkeep bool) (wrote bool, err error) {
 	return t.changed(), t.commit()
 }
 
-// encode makes blocks of a batch's samples. Samples that the encoder refuses
-// are answered on their own, so that they fail nobody else's.
+// encode makes blocks of a batch's samples, but for those that are repeats.
+// Samples that the encoder refuses are answered on their own, so that they
+// fail nobody else's.
 func (b *Buffer) encode(taken *batch) error {
-	if b.encodeAll(taken) == nil {
+	if b.encodeAll(b.fresh(taken)) == nil {
 		return nil
 	}
+	b.w.repeats.takeBack() // what is refused must not make others repeats of it
 	var samples, entries, room = 0, 0, int64(0)
 	rest := taken.samples
 	for _, e := range taken.entries {
 		mine := rest[:e.count]
 		rest = rest[e.count:]
-		if err := b.encodeAll(&batch{samples: mine}); err != nil {
+		if err := b.encodeAll(mine); err != nil {
 			room += e.room
 			if e.done != nil {
 				e.done(fmt.Errorf("%w: %w", ErrSample, err))
@@ -221,16 +228,16 @@ func (b *Buffer) encode(taken *batch) error {
 	clear(taken.entries[entries:])
 	taken.samples, taken.entries = taken.samples[:samples], taken.entries[:entries]
 	b.room.Release(room)
-	return b.encodeAll(taken)
+	return b.encodeAll(b.fresh(taken))
 }
 
-// encodeAll puts the blocks of a batch into b.w.blocks, numbered from
+// encodeAll puts the blocks of samples into b.w.blocks, numbered from
 // b.w.nextSeq.
-func (b *Buffer) encodeAll(taken *batch) error {
+func (b *Buffer) encodeAll(samples []touchline.Sample) error {
 	w := &b.w
 	w.blocks, w.arena = w.blocks[:0], w.arena[:0]
 	seq := w.nextSeq
-	for rest := taken.samples; len(rest) > 0; {
+	for rest := samples; len(rest) > 0; {
 		if cap(w.arena)-len(w.arena) < wire.MaxBlockBytes {
 			w.arena = make([]byte, 0, max(2*cap(w.arena), 2*wire.MaxBlockBytes)) // earlier blocks keep the old one
 		}

@@ -37,6 +37,12 @@ type Stats struct {
 	DamagedSamples uint64  // samples recorded as lost because their block was damaged
 	Aside          []Aside // files that were set aside, oldest first, as of Open
 
+	Repeats         uint64 // samples that were not stored again: the window of repeats has them
+	RepeatsByKey    uint64 // …their message's key is known
+	ForgottenEarly  uint64 // samples that left the window of repeats before their time, for want of room
+	KeysForgotten   uint64 // keys of messages that were forgotten before their time, for want of room
+	RepeatWindowLen int    // samples in the window
+
 	Commits      uint64        // transactions that inserted samples
 	CommitErrors uint64        // commits that failed
 	LastCommit   time.Duration // how long the last one took, encoding and sync included
@@ -80,6 +86,7 @@ type status struct {
 	damagedSamples           uint64
 	evicted                  [causes]uint64
 	commits, commitErrors    uint64
+	repeats                  repeatStats
 	lastCommit               time.Duration
 }
 
@@ -116,6 +123,12 @@ func (b *Buffer) Stats() Stats {
 		Commits:        b.status.commits,
 		CommitErrors:   b.status.commitErrors,
 		LastCommit:     b.status.lastCommit,
+
+		Repeats:         b.status.repeats.samples,
+		RepeatsByKey:    b.status.repeats.byKey,
+		ForgottenEarly:  b.status.repeats.early,
+		KeysForgotten:   b.status.repeats.keysEarly,
+		RepeatWindowLen: b.status.repeats.length,
 	}
 	if b.held.blocks > 0 {
 		s.OldestAge = time.Duration(b.clock.now()-b.oldest) * time.Millisecond

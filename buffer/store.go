@@ -52,6 +52,7 @@ type store struct {
 	probe, saveTally                             *sql.Stmt
 	markDamaged, victimAt, lastUpTo, firstAfter  *sql.Stmt
 	probeLost                                    *sql.Stmt
+	insertKeys, deleteKeys                       *sql.Stmt
 	read, after, upTo                            *sql.Stmt // of readDB
 }
 
@@ -218,6 +219,8 @@ func (s *store) prepare(ctx context.Context) error {
 		{&s.firstAfter, "SELECT key, count FROM block WHERE key > ?1 ORDER BY key LIMIT 1"},
 		{&s.lastUpTo, "SELECT key, count FROM block WHERE key <= ?1 ORDER BY key DESC LIMIT 1"},
 		{&s.probeLost, "SELECT count(*) FROM lost WHERE id = ?1"},
+		{&s.insertKeys, "REPLACE INTO arrival (n, committed, keys) VALUES (?1, ?2, ?3)"},
+		{&s.deleteKeys, "DELETE FROM arrival WHERE n BETWEEN ?1 AND ?2"},
 		{&s.saveTally, "UPDATE tally SET upto = ?1, blocks = ?2, samples = ?3, data_bytes = ?4, running_ms = ?5"},
 	} {
 		stmt, err := s.conn.PrepareContext(ctx, p.text)

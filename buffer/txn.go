@@ -22,6 +22,7 @@ type txn struct {
 	epochSaved      bool
 	clock           int64 // running ms
 	tallied         bool
+	named           bool // keys of messages are in it
 	oldest          int64
 	more            bool
 
@@ -33,7 +34,7 @@ type txn struct {
 
 // changed says whether the transaction changes the file.
 func (t *txn) changed() bool {
-	return t.inserted.blocks > 0 || t.acked.blocks > 0 || len(t.lost) > 0 || len(t.reported) > 0 || t.tallied
+	return t.inserted.blocks > 0 || t.acked.blocks > 0 || len(t.lost) > 0 || len(t.reported) > 0 || t.tallied || t.named
 }
 
 // totals of blocks. bytes is data and blockOverheadBytes for each.
@@ -96,6 +97,9 @@ func (t *txn) fill(chores bool) error {
 	}
 	if err := t.insert(); err != nil {
 		return fmt.Errorf("insert block: %w", err)
+	}
+	if err := t.saveKeys(); err != nil {
+		return fmt.Errorf("save keys: %w", err)
 	}
 	if err := t.tally(); err != nil {
 		return fmt.Errorf("tally blocks: %w", err)
@@ -260,6 +264,7 @@ func (t *txn) apply() {
 		b.w.talliedAt = t.clock
 	}
 	b.w.logPages += t.pages()
+	b.w.repeats.commit(t.clock)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.acks.applied(t.ackedLeft)
@@ -284,6 +289,7 @@ func (t *txn) apply() {
 
 // undo leaves memory as it was.
 func (t *txn) undo() {
+	t.b.w.repeats.takeBack()
 	t.b.mu.Lock()
 	defer t.b.mu.Unlock()
 	t.b.acks.failed()

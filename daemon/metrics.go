@@ -41,6 +41,9 @@ var (
 	descDamaged       = describe("buffer_damaged_samples_total", "Samples of damaged blocks, told the cloud as lost.")
 	descAside         = describe("buffer_set_aside_files", "Databases that could not be used and lie beside the buffer.", "kind")
 	descAsideBytes    = describe("buffer_set_aside_bytes", "Bytes on the disk of databases that lie beside the buffer.")
+	descRepeats       = describe("repeated_samples_total", "Samples that were sent again and not stored again.", "by")
+	descForgotten     = describe("repeat_window_forgotten_early_total", "Samples that left the window of repeats before their time.")
+	descKeysForgotten = describe("repeat_keys_forgotten_early_total", "Keys of messages that were forgotten before their time.")
 	descCommits       = describe("buffer_commits_total", "Commits, each one sync.")
 	descCommitErrors  = describe("buffer_commit_errors_total", "Commits that failed.")
 
@@ -101,6 +104,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		gauge(descAside, float64(n), kind)
 	}
 	gauge(descAsideBytes, float64(asideBytes))
+	for by, n := range s.Buffer.Repeats.Samples {
+		counter(descRepeats, n, by)
+	}
+	counter(descForgotten, s.Buffer.Repeats.ForgottenEarly)
+	counter(descKeysForgotten, s.Buffer.Repeats.KeysForgotten)
 	counter(descCommits, s.Buffer.Commits)
 	counter(descCommitErrors, s.Buffer.CommitErrors)
 

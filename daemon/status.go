@@ -73,10 +73,19 @@ type BufferStatus struct {
 	Damaged          uint64            `json:"damaged_blocks"`
 	DamagedSamples   uint64            `json:"damaged_samples"` // of those blocks, told the cloud as lost
 	Aside            []AsideStatus     `json:"set_aside"`       // databases that could not be used, oldest first
+	Repeats          RepeatsStatus     `json:"repeats"`         // what was sent again, and not stored again
 	Commits          uint64            `json:"commits"`
 	CommitErrors     uint64            `json:"commit_errors"`
 	CommitSeconds    float64           `json:"last_commit_seconds"`
 	LastError        string            `json:"last_error,omitempty"`
+}
+
+// RepeatsStatus counts what was recognised at the door since the start.
+type RepeatsStatus struct {
+	Samples        map[string]uint64 `json:"samples"`         // not stored again, by what told them: "window", "key"
+	Window         int               `json:"window_samples"`  // that are remembered now
+	ForgottenEarly uint64            `json:"forgotten_early"` // samples that left the window before their time: more memory is needed
+	KeysForgotten  uint64            `json:"keys_forgotten_early"`
 }
 
 // AsideStatus is one database that was set aside as the gateway started.
@@ -159,10 +168,14 @@ func (d *Daemon) bufferStatus() BufferStatus {
 		Damaged:          b.Damaged,
 		DamagedSamples:   b.DamagedSamples,
 		Aside:            make([]AsideStatus, 0, len(b.Aside)),
-		Commits:          b.Commits,
-		CommitErrors:     b.CommitErrors,
-		CommitSeconds:    b.LastCommit.Seconds(),
-		LastError:        b.LastError,
+		Repeats: RepeatsStatus{
+			Samples: map[string]uint64{"window": b.Repeats, "key": b.RepeatsByKey},
+			Window:  b.RepeatWindowLen, ForgottenEarly: b.ForgottenEarly, KeysForgotten: b.KeysForgotten,
+		},
+		Commits:       b.Commits,
+		CommitErrors:  b.CommitErrors,
+		CommitSeconds: b.LastCommit.Seconds(),
+		LastError:     b.LastError,
 	}
 	for _, n := range b.Evicted {
 		s.Evicted += n

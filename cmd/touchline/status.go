@@ -106,6 +106,12 @@ func printStatus(out io.Writer, s daemon.Status) {
 			config.Size(s.Buffer.Bytes).Short(), s.Buffer.Blocks, ago(time.Duration(s.Buffer.OldestAgeSeconds*float64(time.Second))))
 	}
 	line("", "%d acknowledged by the cloud, %d evicted", s.Buffer.Acknowledged, s.Buffer.Evicted)
+	if r := s.Buffer.Repeats; r.Samples["window"]+r.Samples["key"]+r.ForgottenEarly > 0 {
+		line("", "%d samples sent again, not stored again", r.Samples["window"]+r.Samples["key"])
+		if r.ForgottenEarly > 0 {
+			line("", "%d samples left the window of repeats early: more sensors.dedupe_memory keeps them", r.ForgottenEarly)
+		}
+	}
 	if s.Buffer.Damaged > 0 {
 		line("", "%d blocks on disk are damaged (%d samples, told the cloud as lost)", s.Buffer.Damaged, s.Buffer.DamagedSamples)
 	}

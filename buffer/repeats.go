@@ -1,0 +1,292 @@
+package buffer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+	"unsafe"
+
+	"touchline"
+	"touchline/buffer/seen"
+	"touchline/wire"
+)
+
+// arrivalTable has the keys of messages (see seen.Keys), a row for each commit
+// that has any. committed is running time, as a block's.
+const arrivalTable = `
+CREATE TABLE arrival (
+	n         INTEGER PRIMARY KEY,
+	committed INTEGER NOT NULL,
+	keys      BLOB NOT NULL
+) STRICT;
+`
+
+// repeats finds what was stored already. Only the goroutine of Run uses it, so
+// the order in which samples are looked up is that in which they are stored:
+// what is found was committed before, or is of the batch at hand and shares
+// its fate. That is why a repeat may be answered with its batch.
+type repeats struct {
+	window *seen.Window // nil: off
+	keys   *seen.Keys
+	fresh  []touchline.Sample // of the batch at hand, where some of it are repeats
+	drop   []seen.Verdict     // by key of the entry at hand
+
+	samples, byKey uint64 // found in the batch at hand
+}
+
+// repeatStats is what Stats says of repeats.
+type repeatStats struct {
+	samples, byKey, early, keysEarly uint64
+	length                           int
+}
+
+func newRepeats(opts *Options) repeats {
+	r := repeats{keys: seen.NewKeys(opts.RepeatWindow)}
+	if opts.RepeatWindow > 0 {
+		r.window = seen.NewWindow(opts.RepeatWindow, int(opts.RepeatBytes))
+	}
+	return r
+}
+
+// commit makes what was found in the batch at hand known for good.
+func (r *repeats) commit(at int64) {
+	if r.window != nil {
+		r.window.Commit(at)
+	}
+	r.keys.Commit(at)
+}
+
+// takeBack forgets what the batch at hand added: it is not in the file, so its
+// repeats have to be stored.
+func (r *repeats) takeBack() {
+	if r.window != nil {
+		r.window.TakeBack()
+	}
+	r.keys.TakeBack()
+}
+
+// keyBytes is what a key takes while it waits.
+const keyBytes = int64(unsafe.Sizeof(touchline.Key{}))
+
+func cloneKeys(a touchline.Arrival) []touchline.Key {
+	for i := range a.Keys {
+		if k := &a.Keys[i]; k.First < 0 || k.Count < 0 || k.First+k.Count > len(a.Samples) || i > 0 && k.First < a.Keys[i-1].First+a.Keys[i-1].Count {
+			panic(fmt.Sprintf("BUG: key of the samples %d to %d of %d", k.First, k.First+k.Count, len(a.Samples)))
+		}
+	}
+	return slices.Clone(a.Keys)
+}
+
+// fresh returns the samples of a batch that are to be stored.
+func (b *Buffer) fresh(taken *batch) []touchline.Sample {
+	r := &b.w.repeats
+	r.samples, r.byKey = 0, 0
+	now := b.clock.now()
+	if r.window != nil {
+		r.window.Advance(now)
+	}
+	r.keys.Advance(now)
+	clear(r.fresh) // the strings of an earlier batch
+	if r.fresh = r.fresh[:0]; cap(r.fresh) > keepSamples {
+		r.fresh = nil
+	}
+	dropped, rest := false, taken.samples
+	for i := range taken.entries {
+		e := &taken.entries[i]
+		mine := rest[:e.count]
+		before := len(taken.samples) - len(rest)
+		rest = rest[e.count:]
+		if r.window == nil && len(e.keys) == 0 {
+			if dropped {
+				r.fresh = append(r.fresh, mine...)
+			}
+			continue
+		}
+		r.judge(e)
+		key := 0
+		for j := range mine {
+			for key < len(e.keys) && j >= e.keys[key].First+e.keys[key].Count {
+				key++
+			}
+			verdict := seen.New
+			if key < len(e.keys) && j >= e.keys[key].First {
+				verdict = r.drop[key]
+			}
+			known := verdict != seen.New
+			switch {
+			case verdict == seen.Repeated:
+				r.byKey++
+			case known:
+			case r.window != nil && !mine[j].Stamped && !r.window.Fresh(&mine[j]):
+				r.samples++
+				known = true
+			}
+			switch {
+			case known && !dropped:
+				dropped = true
+				r.fresh = append(r.fresh, taken.samples[:before+j]...)
+			case !known && dropped:
+				r.fresh = append(r.fresh, mine[j])
+			}
+		}
+	}
+	if dropped {
+		return r.fresh
+	}
+	return taken.samples
+}
+
+// judge decides which messages of an append are dropped.
+func (r *repeats) judge(e *entry) {
+	r.drop = r.drop[:0]
+	e.err = nil
+	for i := range e.keys {
+		verdict := r.keys.Judge(&e.keys[i])
+		if verdict == seen.Reused {
+			e.err = touchline.ErrKeyReused
+		}
+		r.drop = append(r.drop, verdict)
+	}
+}
+
+// countRepeats adds what was found in a batch to the counters, unless the
+// batch failed: then it will be found again.
+func (b *Buffer) countRepeats(failed error) {
+	r := &b.w.repeats
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := &b.status.repeats
+	if failed == nil {
+		s.samples += r.samples
+		s.byKey += r.byKey
+	}
+	r.samples, r.byKey = 0, 0
+	s.keysEarly = r.keys.Early()
+	if r.window != nil {
+		s.early, s.length = r.window.Shortened(), r.window.Len()
+	}
+}
+
+// saveKeys keeps the names of the batch's messages with their samples, and
+// deletes those that are due while the table is at hand.
+func (t *txn) saveKeys() error {
+	ctx, keys := context.Background(), t.b.w.repeats.keys
+	if !keys.Pending() {
+		return nil
+	}
+	for _, due := range keys.Due() {
+		if _, err := t.b.store.deleteKeys.ExecContext(ctx, due[0], due[1]); err != nil {
+			return err
+		}
+	}
+	for _, row := range keys.Unsaved() {
+		if _, err := t.b.store.insertKeys.ExecContext(ctx, row.N, t.clock, row.Data); err != nil {
+			return err
+		}
+	}
+	t.named = true
+	return nil
+}
+
+// recall takes from the file what was committed within the last window before
+// this opening: keys, and samples of the youngest blocks, as many as the window
+// has room for. What can't be read is not known: that is no ground for not
+// opening.
+func (b *Buffer) recall(ctx context.Context) error {
+	began := time.Now()
+	err := b.recallKeys(ctx)
+	var blocks []recentBlock
+	if err == nil && b.w.repeats.window != nil {
+		blocks, err = b.youngest(ctx)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("read what was stored last: %w", ctx.Err())
+	}
+	if err != nil {
+		b.log.Warn("what was stored last can't be read: what is sent again is stored again", "error", err)
+	}
+	if b.w.repeats.window == nil {
+		return nil
+	}
+	w, decoder := b.w.repeats.window, wire.NewDecoder()
+	var samples []touchline.Sample
+	for i := range slices.Backward(blocks) {
+		decoded, err := decoder.Decode(samples[:0], blocks[i].Data)
+		if err != nil {
+			continue // it is for Next to find it damaged
+		}
+		samples = decoded
+		for j := range samples {
+			if !samples[j].Stamped {
+				w.Fresh(&samples[j])
+			}
+		}
+		w.Commit(blocks[i].committed)
+	}
+	b.countRepeats(nil)
+	b.log.Debug("what was stored last is known", "blocks", len(blocks), "samples", w.Len(), "keys", b.w.repeats.keys.Len(), "took", time.Since(began))
+	return nil
+}
+
+type recentBlock struct {
+	wire.Block
+	committed int64
+}
+
+// youngest returns the sound blocks of the last window, youngest first.
+func (b *Buffer) youngest(ctx context.Context) (blocks []recentBlock, err error) {
+	const leastBytes = 24 // of a sample in the window
+	room := int(b.opts.RepeatBytes / leastBytes)
+	rows, err := b.store.conn.QueryContext(ctx, "SELECT key, count, crc, data, committed FROM block ORDER BY key DESC")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	oldest := b.clock.now() - b.opts.RepeatWindow.Milliseconds()
+	for room > 0 && rows.Next() {
+		var key, committed int64
+		var count, crc any // whatever a damaged row has there
+		var r recentBlock
+		if err := rows.Scan(&key, &count, &crc, &r.Data, &committed); err != nil {
+			continue // it is for Next to find it damaged
+		}
+		if r.committed = runningOf(committed); r.committed < oldest {
+			break // keys ascend by age
+		}
+		i, first, known := b.known.of(key)
+		if !known {
+			continue
+		}
+		r.Epoch, r.First, r.Count, r.CRC = b.known.uuids[i], first, numberOf(count), numberOf(crc)
+		if r.Check() != nil {
+			continue
+		}
+		room -= int(r.Count)
+		blocks = append(blocks, r)
+	}
+	return blocks, rows.Err()
+}
+
+// recallKeys reads the table of keys. A row that can't be one is left out:
+// its messages, sent again, are stored again.
+func (b *Buffer) recallKeys(ctx context.Context) error {
+	rows, err := b.store.conn.QueryContext(ctx, "SELECT n, committed, keys FROM arrival ORDER BY n")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	keys, now := b.w.repeats.keys, b.clock.now()
+	for rows.Next() {
+		var row seen.Row
+		var committed int64
+		err := rows.Scan(&row.N, &committed, &row.Data)
+		if err == nil {
+			err = keys.Load(row, committed, now)
+		}
+		if err != nil {
+			b.log.Warn("keys of messages left out", "error", err)
+		}
+	}
+	return rows.Err()
+}
