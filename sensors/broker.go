@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"touchline"
 )
 
 // BrokerOptions are what NewBroker needs. Every field but Username and
@@ -108,6 +110,8 @@ type Broker struct {
 	trouble *limitedLog
 	batches pool[ackable]
 	topics  map[string]route // of the goroutine that reads; sessions follow one another
+	ids     naming           // of the same
+	name    touchline.Digest // of the session at the broker
 }
 
 // NewBroker returns a client of the broker at opts.URL. It connects in Run.
@@ -115,7 +119,10 @@ func NewBroker(opts BrokerOptions, intake *Intake, logger *slog.Logger) (*Broker
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("broker options: %w", err)
 	}
-	return &Broker{opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger)}, nil
+	return &Broker{
+		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
+		name: touchline.DigestOf("broker", opts.URL, opts.ClientID),
+	}, nil
 }
 
 // Run connects, and again whenever the connection is lost, until ctx is done.

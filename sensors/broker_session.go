@@ -141,6 +141,11 @@ func (s *brokerSession) take(m paho.Message) {
 	b := s.b.batches.get(&s.flow)
 	b.answers = append(b.answers, ackable{m})
 	s.b.read(b, m)
+	if m.Qos() > 0 && s.b.ids.names(m.MessageID(), m.Duplicate()) && b.needsKey(0) {
+		key := publishKey(s.b.name, m.MessageID(), m.Topic(), m.Payload())
+		key.Again = m.Duplicate()
+		b.addKey(key, 0)
+	}
 	s.flow.push(b)
 	if err := s.submit(b); err != nil {
 		s.flow.settle(b, err)

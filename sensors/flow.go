@@ -13,6 +13,7 @@ import (
 // load is what a batch brings to the store.
 type load struct {
 	samples  []touchline.Sample
+	keys     []touchline.Key  // of messages whose repeats are known by name
 	messages int              // messages the samples came in
 	raw      int              // of these, how many are kept whole
 	bytes    int              // of memory: payload and samples
@@ -81,7 +82,7 @@ func (p *pool[T]) put(b *batch[T]) {
 	clear(b.samples) // the strings belong to payloads that may go now
 	clear(b.answers)
 	done := b.done
-	*b = batch[T]{load: load{samples: b.samples[:0]}, answers: b.answers[:0], done: done}
+	*b = batch[T]{load: load{samples: b.samples[:0], keys: b.keys[:0]}, answers: b.answers[:0], done: done}
 	p.free.Put(b)
 }
 
@@ -146,7 +147,7 @@ func (f *flow[T]) submit(ctx context.Context, b *batch[T]) error {
 		f.settle(b, nil)
 		return nil
 	}
-	return f.store.AppendAsync(ctx, touchline.Arrival{Samples: b.samples, Clock: b.clock}, b.done)
+	return f.store.AppendAsync(ctx, touchline.Arrival{Samples: b.samples, Clock: b.clock, Keys: b.keys}, b.done)
 }
 
 // settle notes the store's answer to b and has it passed on when all before it

@@ -33,7 +33,10 @@ type mqttConn struct {
 	// Set as the session begins, before the first message.
 	client  *mqtt.Client
 	session *session
-	version byte // 4 is MQTT 3.1.1
+	version byte             // 4 is MQTT 3.1.1
+	name    touchline.Digest // of the client id
+	named   bool             // packet ids may name messages: the session outlives the connection
+	resumed bool             // the client goes on with an earlier session: DUP may mean a message of it
 
 	// Of the goroutine that reads.
 	deadline       time.Time // mochi's, from the keepalive
@@ -200,7 +203,13 @@ func (c *mqttConn) publish(pk *packets.Packet) error {
 	if a.kind != noAck || a.live != nil {
 		b.answers = append(b.answers, a)
 	}
+	first := len(b.samples)
 	c.read(b, r, arrived{pk, now})
+	if dup := pk.FixedHeader.Dup; c.named && a.kind != noAck && c.session.names(a.id, dup) && b.needsKey(first) {
+		key := publishKey(c.name, a.id, r.topic, pk.Payload)
+		key.Again = dup && c.resumed
+		b.addKey(key, first)
+	}
 	return nil
 }
 

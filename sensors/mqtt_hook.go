@@ -132,6 +132,8 @@ func (h *hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	c.client, c.version = cl, cl.Properties.ProtocolVersion
 	var older *mqttConn
 	c.session, older = h.m.sessions.attach(cl.ID, c, pk.Connect.Clean)
+	c.named, c.resumed = sessionStays(&cl.Properties), !pk.Connect.Clean
+	c.name = touchline.DigestOf("mqtt", cl.ID)
 	if older == nil {
 		return
 	}
@@ -148,6 +150,15 @@ func (h *hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	case <-timeout.C: // it waits for the store; it is closed, and mochi takes its session from it
 	case <-h.m.ctx.Done():
 	}
+}
+
+// sessionStays says whether a client that comes back may go on where its
+// connection was lost. mochi has bounded the expiry by then.
+func sessionStays(p *mqtt.ClientProperties) bool {
+	if p.ProtocolVersion < 5 {
+		return !p.Clean
+	}
+	return p.Props.SessionExpiryInterval > 0
 }
 
 // OnSessionEstablished comes after CONNACK and before the first message.

@@ -22,6 +22,7 @@ type session struct {
 	sub   bool      // it has subscribed, so that copies may wait for it
 
 	mu   sync.Mutex
+	ids  naming
 	conn *mqttConn // takes acknowledgements; set after CONNACK
 	// QoS 2, made with the first such message: 8 KiB each.
 	pending  *idSet              // handed to the store
@@ -141,6 +142,13 @@ func (s *session) connected(c *mqttConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.conn = c
+}
+
+// names says whether a packet id names its message.
+func (s *session) names(id uint16, dup bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ids.names(id, dup)
 }
 
 // standing says what is known of a QoS 2 packet id.

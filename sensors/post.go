@@ -40,6 +40,11 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 		in.reject(CauseMediaType)
 		return p
 	}
+	name, err := idempotencyKey(r.Header)
+	if err != nil {
+		in.reject(CauseProtocol)
+		return newProblem(http.StatusBadRequest, "idempotency-key", "Idempotency-Key can't be read", err.Error())
+	}
 	if r.ContentLength > smallBody || r.ContentLength < 0 {
 		release, p := h.largeBody(r)
 		if p != nil {
@@ -53,10 +58,16 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 	}
 	in.counters[TransportHTTP].messages.Add(1)
 	load := &load{messages: 1, bytes: len(body), arrived: src.Now, clock: clock}
-	var err error
 	if load.samples, err = decodeBody(f, src, body); err != nil {
 		in.reject(CausePayload)
 		return newProblem(http.StatusBadRequest, "payload", "Body can't be read", err.Error())
+	}
+	if name != "" {
+		load.keys = []touchline.Key{{
+			ID:    touchline.DigestOf("http", credential(r), name),
+			Body:  touchline.DigestOf([]byte(f.String()), []byte(src.Sensor), []byte(src.Metric), body),
+			Count: len(load.samples), Again: true, Long: true,
+		}}
 	}
 	if p := h.store(r, load); p != nil {
 		return p
@@ -110,14 +121,18 @@ func (h *HTTP) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *proble
 // samples are the store's by then.
 func (h *HTTP) store(r *http.Request, l *load) *problem {
 	done := make(chan error, 1)
-	err := h.intake.store.AppendAsync(r.Context(), touchline.Arrival{Samples: l.samples, Clock: l.clock}, func(err error) { done <- err })
+	err := h.intake.store.AppendAsync(r.Context(), touchline.Arrival{Samples: l.samples, Clock: l.clock, Keys: l.keys}, func(err error) { done <- err })
 	committed := err == nil
 	if committed {
 		err = <-done
 	}
 	h.intake.account(TransportHTTP, &seenCache{}, l, err)
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, touchline.ErrKeyReused):
+		return newProblem(http.StatusUnprocessableEntity, "idempotency-key", "Idempotency-Key was used for another body",
+			"nothing is stored: a key stands for one request and its repeats; take a new one for each body")
 	}
 	switch wait := retryAfter(err); {
 	case wait > 0 && !committed:

@@ -68,6 +68,7 @@ const (
 	CauseProtocol               // a packet or request that breaks its protocol
 	CauseLimit                  // too many connections, sessions or subscriptions
 	CauseMediaType              // a content type that is not read
+	CauseKeyReused              // an Idempotency-Key that belongs to another body
 	CauseRetained               // an old message that the site's broker repeats on subscribing
 	causes
 )
@@ -87,6 +88,8 @@ func (c Cause) String() string {
 		return "limit"
 	case CauseMediaType:
 		return "media_type"
+	case CauseKeyReused:
+		return "key_reused"
 	case CauseRetained:
 		return "retained"
 	}
@@ -200,6 +203,8 @@ func (in *Intake) reject(c Cause) { in.rejected[c].Add(1) }
 func (in *Intake) account(t Transport, cache *seenCache, b *load, err error) {
 	c := &in.counters[t]
 	switch {
+	case errors.Is(err, touchline.ErrKeyReused):
+		in.reject(CauseKeyReused)
 	case err == nil:
 		c.samples.Add(uint64(len(b.samples)))
 		c.raw.Add(uint64(b.raw))
