@@ -32,6 +32,7 @@ type memStore struct {
 	refuse  error // of AppendAsync
 	refused int   // how often
 	samples []touchline.Sample
+	keys    []touchline.Key // as they came
 	discard bool // keep no samples: for benchmarks
 	failIf  func([]touchline.Sample) error
 	reverse bool // answers the latest append first
@@ -75,6 +76,9 @@ func (s *memStore) AppendAsync(ctx context.Context, arrival touchline.Arrival, d
 		return s.refuse
 	}
 	s.queue = append(s.queue, append_{samples, done})
+	if !s.discard {
+		s.keys = append(s.keys, arrival.Keys...)
+	}
 	s.kick()
 	s.notify()
 	return nil
