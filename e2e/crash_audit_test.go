@@ -22,22 +22,24 @@ type verdict struct {
 	epochs      int
 
 	lost    uint64            // acknowledged, and not in the cloud
-	resent  uint64            // rows beyond the first of a sample, where its client sent it as often
-	by      map[string]uint64 // …by transport
-	doubled uint64            // …and where it did not
+	known   uint64            // sent again, and there once
+	again   uint64            // rows beyond the first of a sample that its client sent again, and the gateway should have known
+	resent  uint64            // …that it could not know: without a time and a name
+	by      map[string]uint64 // …and should have, by sensor
+	doubled uint64            // rows beyond what the client sent
 	foreign uint64            // rows that nobody sent
 	trouble []string
 }
 
 // holds says whether everything acknowledged is there once, and nothing else
-// but what clients sent again.
+// but repeats that can't be told from new samples.
 func (v *verdict) holds() bool {
-	return v.lost == 0 && v.doubled == 0 && v.foreign == 0 && len(v.trouble) == 0
+	return v.lost == 0 && v.again == 0 && v.doubled == 0 && v.foreign == 0 && len(v.trouble) == 0
 }
 
 func (v *verdict) String() string {
-	s := fmt.Sprintf("%d samples acknowledged in %d epochs, %d lost, %d doubled, %d never sent, %d twice because their client sent them again unacknowledged %v",
-		v.acked, v.epochs, v.lost, v.doubled, v.foreign, v.resent, v.by)
+	s := fmt.Sprintf("%d samples acknowledged in %d epochs, %d lost, %d doubled, %d never sent, %d sent again and there once, %d sent again and there twice %v, %d of them without a time and a name",
+		v.acked, v.epochs, v.lost, v.doubled, v.foreign, v.known, v.again+v.resent, v.by, v.resent)
 	if len(v.trouble) > 0 {
 		s += "\n\t" + strings.Join(v.trouble, "\n\t")
 	}
@@ -111,7 +113,7 @@ func (c *client) identify(r []string) (sample int, err error) {
 	switch {
 	case float64(sample) != value || sample < 0 || message >= len(c.sent):
 		return 0, errors.New("no such value was sent")
-	case r[3] != "m"+strconv.Itoa(sample%c.samples) || at != messageTime(message) || r[4] != "":
+	case r[3] != "m"+strconv.Itoa(sample%c.samples) || c.bare == (at == messageTime(message)) || r[4] != "":
 		return 0, errors.New("the value was sent with another time, metric or unit")
 	}
 	return sample, nil
@@ -133,10 +135,14 @@ func (v *verdict) compare(c *client, rows []uint32) {
 		case n > uint32(c.sent[m]):
 			v.doubled += uint64(n) - uint64(c.sent[m])
 			v.find("doubled: %s has %d %d times, sent %d times in message %d", c.sensor, sample, n, c.sent[m], m)
-			v.resent += uint64(c.sent[m]) - 1
+		case n > 1 && c.once():
+			v.again += uint64(n) - 1
+			v.by[c.sensor] += uint64(n) - 1
+			v.find("twice: %s has %d %d times, sent %d times in message %d", c.sensor, sample, n, c.sent[m], m)
 		case n > 1:
 			v.resent += uint64(n) - 1
-			v.by[c.transport] += uint64(n) - 1
+		case n == 1 && c.sent[m] > 1:
+			v.known++
 		}
 	}
 }

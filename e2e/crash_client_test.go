@@ -37,6 +37,8 @@ type clientOptions struct {
 	blob      int    // bytes of text that do not compress, in the metric "blob"
 	window    int    // messages in flight
 	pace      int    // new messages in each paceInterval
+	bare      bool   // its samples have no time of their own
+	named     bool   // …and its messages have names: Idempotency-Keys, or packet ids of a client that counts
 }
 
 const (
@@ -65,7 +67,10 @@ func messageTime(message int) int64 { return 1_767_225_600_000_000_000 + int64(m
 
 // body is the JSON object of a message.
 func (c *client) body(message int) []byte {
-	b := fmt.Appendf(nil, `{"t":%d`, messageTime(message))
+	var b []byte
+	if !c.bare {
+		b = fmt.Appendf(b, `,"t":%d`, messageTime(message))
+	}
 	for k := range c.samples {
 		b = append(b, `,"m`...)
 		b = strconv.AppendInt(b, int64(k), 10)
@@ -75,8 +80,13 @@ func (c *client) body(message int) []byte {
 	if c.blob > 0 {
 		b = fmt.Appendf(b, `,"blob":%q`, c.text(message))
 	}
+	b[0] = '{'
 	return append(b, '}')
 }
+
+// once says whether the gateway can tell a message from its repeat: by its
+// samples, or by its name.
+func (c *client) once() bool { return !c.bare || c.named }
 
 // text is the blob of a message: its number, and what a generator with this
 // seed gives.

@@ -86,6 +86,7 @@ type poster struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	url    string
+	name   string // of the client, for its Idempotency-Keys; or ""
 	http   *http.Client
 	came   chan posted
 	flying sync.WaitGroup
@@ -104,6 +105,9 @@ func newPoster(ctx context.Context, port int, c *client) *poster {
 		url:  fmt.Sprintf("http://127.0.0.1:%d/v1/samples?sensor=%s", port, url.QueryEscape(c.sensor)),
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: c.window}},
 		came: make(chan posted, 2*c.window),
+	}
+	if c.named {
+		p.name = c.sensor
 	}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	return p
@@ -128,6 +132,9 @@ func (p *poster) post(message int, body []byte) posted {
 	}
 	req.ContentLength = int64(len(body))
 	req.Header.Set("Content-Type", "application/json")
+	if p.name != "" {
+		req.Header.Set("Idempotency-Key", fmt.Sprintf(`"%s-%d"`, p.name, message))
+	}
 	resp, err := p.http.Do(req)
 	if err != nil {
 		return posted{err: err}

@@ -56,12 +56,12 @@ func newMQTTDialer(s *site, c *client) func(context.Context) (link, error) {
 	}
 }
 
-// connect opens the session: a new one for QoS 1, a kept one for QoS 2, whose
-// ids are released first (MQTT 5, section 4.4).
+// connect opens the session: a new one for QoS 1, a kept one where packet ids
+// are names and for QoS 2, whose ids are released first (MQTT 5, section 4.4).
 func (l *mqttLink) connect() error {
 	body := mqttString(nil, "MQTT")
 	flags := byte(0)
-	if l.client.qos == 1 {
+	if l.client.qos == 1 && !l.client.named {
 		flags = 2
 	}
 	body = append(body, l.version, flags, 0, 0) // no keep-alive
@@ -93,6 +93,9 @@ func (l *mqttLink) release(id uint16) error {
 
 func (l *mqttLink) send(message int, body []byte, dup bool) error {
 	id := uint16(message%65535) + 1
+	if l.client.named {
+		id = uint16(message%60_000) + 5000 // beyond those of a client that takes the lowest free one
+	}
 	out := mqttString(nil, "sensors/"+l.client.sensor)
 	out = append(out, byte(id>>8), byte(id))
 	if l.version == 5 {

@@ -224,6 +224,11 @@ func newSiteOf(t *testing.T, cloud, gateway, extra string) *site {
 	if status != 0 || len(strings.Fields(token)) != 1 {
 		t.Fatalf("gateway add: status %d, %q, %s", status, token, stderr)
 	}
+	if !strings.Contains(extra, "[sensors]") {
+		// The default is 10 s, which a busy machine may let pass before a
+		// client gets to send again.
+		extra += "[sensors]\ndedupe_window = \"2m\"\n"
+	}
 	tokenFile := filepath.Join(conf, "token")
 	writeFile(t, tokenFile, token)
 	writeFile(t, s.gatewayConfig, fmt.Sprintf(`%s
