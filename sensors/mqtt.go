@@ -105,7 +105,8 @@ func (o *MQTTOptions) validate() error {
 // for. mochi would keep delayed wills without a bound, and only in memory.
 //
 // QoS 2 is exactly once as long as the session lives: for an hour after its
-// client left, and until the gateway restarts.
+// client left, and until the gateway restarts. After that, and for QoS 1, what
+// is sent again is known by its samples or by its name (keys.go).
 type MQTT struct {
 	opts     MQTTOptions
 	intake   *Intake
