@@ -37,7 +37,14 @@ func documentPlaces(name string, data []byte) places {
 			noteValue(lines, &parser, node, table)
 		}
 	}
-	return func(key string) Problem { return Problem{Source: name, Line: lines[key], Key: key} }
+	return func(key string) Problem {
+		line := lines[key]
+		for within := key; line == 0 && within != ""; { // an entry of a list stands where the list does
+			within = within[:max(0, strings.LastIndexAny(within, ".["))]
+			line = lines[within]
+		}
+		return Problem{Source: name, Line: line, Key: key}
+	}
 }
 
 func note(lines map[string]int, key string, line int) {

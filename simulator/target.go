@@ -40,7 +40,7 @@ func parseTarget(to string) (target, error) {
 	default:
 		return target{}, fmt.Errorf("gateway %q has the scheme %q: %s", to, u.Scheme, want)
 	}
-	if u.Hostname() == "" {
+	if u.Hostname() == "" || strings.ContainsAny(u.Hostname(), "[]") { // net/url lets half of a pair through
 		return target{}, fmt.Errorf("gateway %q has no host: %s", to, want)
 	}
 	if port, err := strconv.ParseUint(u.Port(), 10, 16); err != nil || port == 0 {
