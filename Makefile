@@ -1,14 +1,16 @@
 # make demo        the product in one terminal; Ctrl-C ends it
 # make test        installs what the tests need, then runs them all
 # make test-long   the long forms
+# make fuzz        every decoder is fed with anything, FUZZTIME each
 # make bench       the yardstick: gateway and cloud under load, beside a peer
 # make build       bin/touchline, bin/touchline-cloud
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 GO ?= go
+FUZZTIME ?= 30s
 
-.PHONY: build demo test test-long check static bench microbench clean
+.PHONY: build demo test test-long fuzz check static bench microbench clean
 
 build:
 	@.ci/setup build
@@ -31,6 +33,13 @@ test: static
 test-long: static
 	@.ci/setup test
 	@TOUCHLINE_TEST_LONG=1 $(GO) test -json -count=1 -timeout 60m ./... | $(GO) run ./internal/testreport
+	@$(GO) run ./internal/fuzzall -for 5s
+
+# Without fuzzing, make test runs the inputs that are committed. What is found
+# is written to testdata/fuzz.
+fuzz:
+	@.ci/setup build
+	@$(GO) run ./internal/fuzzall -for $(FUZZTIME)
 
 check: test
 

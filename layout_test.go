@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"touchline/bench":               {},
 	"touchline/e2e":                 {},
 	"touchline/internal/faultvfs":   {},
+	"touchline/internal/fuzzall":    {},
 	"touchline/internal/testreport": {},
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"log/slog"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -197,8 +198,13 @@ func (img *image) got(t testing.TB, blocks []wire.Block) map[touchline.Position]
 // started again when it ends, and returns it running.
 func recovered(t testing.TB, opts Options) (*Buffer, []wire.Block) {
 	t.Helper()
+	return recoveredWith(t, opts, testLogger(t))
+}
+
+func recoveredWith(t testing.TB, opts Options, logger *slog.Logger) (*Buffer, []wire.Block) {
+	t.Helper()
 	for range 4 {
-		b, err := Open(testContext(t), opts, testLogger(t))
+		b, err := Open(testContext(t), opts, logger)
 		if err != nil {
 			t.Fatal(err)
 		}
