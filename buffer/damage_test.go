@@ -601,7 +601,10 @@ func TestOpen_RandomDamage(t *testing.T) {
 	}
 	closed, crashed := makeImages(t)
 	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	if os.Getenv("TOUCHLINE_TEST_SEED") != "" {
+		seed = testSeed(t, 0)
+	}
+	t.Logf("seed %d (TOUCHLINE_TEST_SEED=%d repeats it)", seed, seed)
 	asides, survived, had := 0, 0, 0
 	for round := range rounds {
 		r := rand.New(rand.NewPCG(seed, uint64(round)))

@@ -53,6 +53,7 @@ type salvage struct {
 	candidates []candidate // epochs of the file, by base
 	shift      int64       // from keys of the file to keys of the store
 	whole      bool        // nothing damaged was met
+	done       bool        // the block at hand was taken by an earlier start
 	runningMS  int64
 	suspects   []suspect
 
@@ -89,7 +90,8 @@ func (s *store) takeIn(ctx context.Context, from *asideFile, room func() (int64,
 	if err != nil {
 		return fmt.Errorf("read %s: %w", from.path, err)
 	}
-	v := &salvage{ctx: ctx, dst: s, src: src, from: from, room: room, whole: true, decoder: wire.NewDecoder(), report: from.report}
+	v := &salvage{ctx: ctx, dst: s, src: src, from: from, room: room, decoder: wire.NewDecoder(), report: from.report}
+	v.whole = v.report.Problem == "" // an earlier start may have met damage where this one need not go
 	defer func() {
 		if v.open {
 			_, _ = s.rollback.ExecContext(context.Background())
@@ -272,12 +274,19 @@ func (v *salvage) ran(ms int64) {
 	}
 }
 
-// readTree takes the blocks of the tree in their order.
+// readTree takes the blocks of the tree in their order. Where an earlier start
+// met damage, what it did is looked at again, to know what it found damaged:
+// that is recorded as lost when all has been looked at.
 func (v *salvage) readTree(root uint32) error {
 	var before suspect // a damaged block whose end is not known before the next
-	err := v.walk(root, v.report.Key, func(c *cell) error {
-		if c.key <= v.report.Key {
-			return nil // done by an earlier start, or out of order and found by its page
+	from := v.report.Key
+	if !v.whole {
+		from = 0
+	}
+	err := v.walk(root, from, func(c *cell) error {
+		v.done = c.key <= v.report.Key // by an earlier start, or out of order and found by its page
+		if v.done && from > 0 {
+			return nil
 		}
 		if before.r.First != 0 {
 			v.suspect(before, c.key)
@@ -287,8 +296,9 @@ func (v *salvage) readTree(root uint32) error {
 			before = v.suspectIn(c)
 			v.damage(fmt.Errorf("block %d does not hold", c.key))
 		}
-		return v.pace(func() { v.report.Key = c.key })
+		return v.pace(func() { v.report.Key = max(v.report.Key, c.key) })
 	})
+	v.done = false
 	if before.r.First != 0 {
 		v.suspect(before, math.MaxInt64)
 	}
@@ -383,8 +393,8 @@ func (v *salvage) below(key int64) int {
 
 // take puts a block into the store, unless its numbers are there.
 func (v *salvage) take(of *candidate, block *wire.Block, committed int64) error {
-	if v.saveErr != nil {
-		return nil // the salvage is about to end
+	if v.saveErr != nil || v.done {
+		return nil // the salvage is about to end, or was here before
 	}
 	if err := v.begin(); err != nil {
 		return err
