@@ -42,6 +42,10 @@ type Options struct {
 	RepeatWindow time.Duration
 	RepeatBytes  int64
 
+	// Working is called by Open while it salvages, for each 64 MiB or so, by
+	// its own goroutine; nil tells nobody.
+	Working func()
+
 	clock func() time.Duration                // monotonic; nil is the system's. Tests move it.
 	free  func(dir string) (int64, error)     // bytes free for us at dir; nil asks the system
 	fault func(stage string, err error) error // nil outside tests; sees, and may replace, what SQLite said

@@ -102,7 +102,12 @@ func (r *recovery) open(ctx context.Context) (*store, contents, []asideFile, err
 func (r *recovery) takeIn(ctx context.Context, st *store, a *asideFile) (partly bool, err error) {
 	began := time.Now()
 	r.log.Info("taking blocks out of a file that was set aside", "file", a.path, "bytes", a.bytes())
-	err = st.takeIn(ctx, a, func() (int64, error) { return r.room(st) })
+	working := r.opts.Working
+	if working == nil {
+		working = func() {}
+	}
+	working()
+	err = st.takeIn(ctx, a, working, func() (int64, error) { return r.room(st) })
 	if partly = errors.Is(err, errNoRoom); err != nil && !partly && !isFull(err) {
 		// The file can't be read now, or not be written into: the gateway
 		// must not fail for that, but for the end of ctx, and for what is

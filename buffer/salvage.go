@@ -48,6 +48,7 @@ type salvage struct {
 	src  *rawFile
 	from *asideFile
 	room func() (int64, error) // bytes that may still be taken in
+	work func()                // called when a step is done
 
 	there      epochs      // of the store
 	candidates []candidate // epochs of the file, by base
@@ -85,12 +86,12 @@ type suspect struct {
 // takeIn salvages the blocks of a file. It returns errNoRoom where it had to
 // stop early; another error means that the store can't be written, or the file
 // can't be read.
-func (s *store) takeIn(ctx context.Context, from *asideFile, room func() (int64, error)) (err error) {
+func (s *store) takeIn(ctx context.Context, from *asideFile, work func(), room func() (int64, error)) (err error) {
 	src, err := openRaw(from.path)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", from.path, err)
 	}
-	v := &salvage{ctx: ctx, dst: s, src: src, from: from, room: room, decoder: wire.NewDecoder(), report: from.report}
+	v := &salvage{ctx: ctx, dst: s, src: src, from: from, room: room, work: work, decoder: wire.NewDecoder(), report: from.report}
 	v.whole = v.report.Problem == "" // an earlier start may have met damage where this one need not go
 	defer func() {
 		if v.open {
@@ -491,6 +492,7 @@ func (v *salvage) pace(reached func()) error {
 	if v.pages++; v.blocks < salvageBlocks && v.bytes < salvageBytes && v.pages < salvagePages {
 		return nil
 	}
+	v.work()
 	reached()
 	taken := v.bytes
 	if err := v.save(); err != nil || taken == 0 {

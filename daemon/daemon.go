@@ -106,6 +106,7 @@ func (d *Daemon) openBuffer(ctx context.Context, logger *slog.Logger) (err error
 		FreeReserve:    int64(d.config.Buffer.FreeReserve),
 		WhenFull:       policy,
 		CommitInterval: time.Duration(d.config.Buffer.CommitInterval),
+		Working:        stillOpening(),
 		RepeatWindow:   time.Duration(d.config.Sensors.DedupeWindow),
 		RepeatBytes:    int64(d.config.Sensors.DedupeMemory),
 	}, logger)

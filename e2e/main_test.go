@@ -107,8 +107,18 @@ func programPath(name string) string {
 func start(t *testing.T, name string, args ...string) *program {
 	t.Helper()
 	p := &program{t: t, name: name, cmd: exec.Command(programPath(name), args...), log: &logBuffer{}, done: make(chan struct{})}
+	p.run()
+	return p
+}
+
+// run starts the process; it is killed at the end of the test.
+func (p *program) run() {
+	p.t.Helper()
+	t := p.t
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	p.cmd.Dir = t.TempDir()
+	if p.cmd.Dir == "" {
+		p.cmd.Dir = t.TempDir()
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -119,10 +129,9 @@ func start(t *testing.T, name string, args ...string) *program {
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() && !p.expected {
-			t.Logf("output of %s (last 4 KiB):\n%s", name, tail(p.log.String(), 4<<10))
+			t.Logf("output of %s (last 4 KiB):\n%s", p.name, tail(p.log.String(), 4<<10))
 		}
 	})
-	return p
 }
 
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
