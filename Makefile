@@ -31,7 +31,7 @@ test: static
 	@$(GO) test -race -json -timeout 15m ./... | $(GO) run ./internal/testreport
 
 test-long: static
-	@.ci/setup test
+	@.ci/setup long
 	@TOUCHLINE_TEST_LONG=1 $(GO) test -json -count=1 -timeout 60m ./... | $(GO) run ./internal/testreport
 	@$(GO) run ./internal/fuzzall -for 5s
 

@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 	"touchline/internal/faultvfs":   {},
 	"touchline/internal/fuzzall":    {},
 	"touchline/internal/testreport": {},
+	"touchline/internal/uml":        {},
 }
 
 // onlyIn says which libraries a single package wraps.
