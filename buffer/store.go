@@ -148,7 +148,7 @@ func (s *store) unmade() bool {
 // connect opens the connections.
 func (s *store) connect(ctx context.Context) error {
 	uri := (&url.URL{Scheme: "file", Path: s.path}).String()
-	common := uri + "?vfs=" + s.vfs + "&_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000"
+	common := uri + "?vfs=" + s.vfs + "&_journal_mode=WAL&_synchronous=" + synchronous + "&_busy_timeout=5000"
 	var err error
 	writer := common + "&_txlock=immediate&_cache_size=-8000"
 	if s.unmade() {
@@ -170,7 +170,7 @@ func (s *store) connect(ctx context.Context) error {
 		}
 	}
 	for _, want := range []struct{ pragma, value string }{
-		{"journal_mode", "wal"}, {"synchronous", "2"}, {"auto_vacuum", "2"}, {"page_size", strconv.Itoa(pageBytes)},
+		{"journal_mode", "wal"}, {"synchronous", synchronousLevel}, {"auto_vacuum", "2"}, {"page_size", strconv.Itoa(pageBytes)},
 	} {
 		var got string
 		if err := s.conn.QueryRowContext(ctx, "PRAGMA "+want.pragma).Scan(&got); err != nil {
