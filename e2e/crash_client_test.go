@@ -21,6 +21,7 @@ type client struct {
 	sensor   string
 	dial     func(context.Context) (link, error)
 	progress *progress
+	record   func(event, message int) // for a ledger beyond this process; may be nil
 
 	mu       sync.Mutex // covers all below
 	sent     []int      // by message: how often it was handed to a connection
@@ -219,6 +220,7 @@ func (c *client) next(m *int) bool {
 	*m = len(c.sent)
 	c.sent = append(c.sent, 1)
 	c.acked = append(c.acked, false)
+	c.tell(eventSent, *m)
 	return true
 }
 
@@ -226,6 +228,14 @@ func (c *client) noteAgain(m int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sent[m]++
+	c.tell(eventSent, m)
+}
+
+// tell records an event, before anybody else can know of it. c.mu is held.
+func (c *client) tell(event, message int) {
+	if c.record != nil {
+		c.record(event, message)
+	}
 }
 
 // note keeps an answer, and says whether it is the first for its message on
@@ -237,6 +247,7 @@ func (c *client) note(a answer) bool {
 		c.refusals[a.refusal]++
 	} else if first {
 		c.acked[a.message] = true
+		c.tell(eventAcked, a.message)
 	}
 	c.mu.Unlock()
 	if first && a.refusal == "" {
@@ -326,6 +337,9 @@ func (s *site) publish(options ...clientOptions) *crowd {
 			one.dial = func(ctx context.Context) (link, error) { return newPoster(ctx, s.http, one), nil }
 		default:
 			s.t.Fatalf("no such transport: %q", o.transport)
+		}
+		if s.ledger != nil {
+			s.ledger.attach(i, one)
 		}
 		c.clients = append(c.clients, one)
 		c.ended.Go(func() { one.run(ctx) })

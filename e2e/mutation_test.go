@@ -32,16 +32,12 @@ func TestMutation_HarnessFindsBrokenPrograms(t *testing.T) {
 			found: func(v *verdict) bool { return v.doubled > 0 }},
 	} {
 		t.Run(tc.tag, func(t *testing.T) {
-			mutant := filepath.Join(t.TempDir(), tc.program)
-			build := exec.Command("go", "build", "-tags", tc.tag, "-o", mutant, "touchline/cmd/"+tc.program)
-			if out, err := build.CombinedOutput(); err != nil {
-				t.Fatalf("build: %v\n%s", err, out)
-			}
+			broken := mutant(t, tc.program, tc.tag)
 			const rounds, kills = 10, 8
-			round := func(seed uint64, broken bool) *verdict {
+			round := func(seed uint64, mutated bool) *verdict {
 				programs := map[string]string{"touchline-cloud": "touchline-cloud", "touchline": "touchline"}
-				if broken {
-					programs[tc.program] = mutant
+				if mutated {
+					programs[tc.program] = broken
 				}
 				s := newSiteOf(t, programs["touchline-cloud"], programs["touchline"], "")
 				s.startCloud()
@@ -69,6 +65,17 @@ func TestMutation_HarnessFindsBrokenPrograms(t *testing.T) {
 			t.Errorf("%s survived %d rounds of %d kills", tc.tag, rounds, kills)
 		})
 	}
+}
+
+// mutant builds a program with one of its promises broken.
+func mutant(t *testing.T, program, tag string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), program)
+	build := exec.Command("go", "build", "-tags", tag, "-o", path, "touchline/cmd/"+program)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return path
 }
 
 // killAfterAck kills the gateway in the moment in which a client hears an
