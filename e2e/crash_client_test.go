@@ -321,13 +321,16 @@ type crowd struct {
 	ended   sync.WaitGroup
 }
 
+// sensorName is the sensor of a site's client i.
+func sensorName(i int, o clientOptions) string { return fmt.Sprintf("%s-%d-%d", o.transport, o.qos, i) }
+
 // publish starts clients; they are ended with the test at the latest.
 func (s *site) publish(options ...clientOptions) *crowd {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &crowd{progress: &progress{}, cancel: cancel}
 	for i, o := range options {
-		one := &client{clientOptions: o, sensor: fmt.Sprintf("%s-%d-%d", o.transport, o.qos, i), progress: c.progress, refusals: map[string]int{}}
+		one := &client{clientOptions: o, sensor: sensorName(i, o), progress: c.progress, refusals: map[string]int{}}
 		switch o.transport {
 		case "mqtt4", "mqtt5":
 			one.dial = newMQTTDialer(s, one)

@@ -125,3 +125,16 @@ func mountIn(t *testing.T, device, dir string) {
 	t.Helper()
 	tool(t, "mount", "-t", "ext4", device, dir)
 }
+
+// deviceMapper runs dmsetup in the guest, where there is no udev.
+func deviceMapper(t *testing.T, args ...string) {
+	t.Helper()
+	tool(t, "dmsetup", append([]string{"--noudevsync", "--noudevrules"}, args...)...)
+}
+
+// createDevice makes /dev/mapper/name in the guest.
+func createDevice(t *testing.T, name, table string) {
+	t.Helper()
+	deviceMapper(t, "create", name, "--table", table)
+	deviceMapper(t, "mknodes")
+}

@@ -1,0 +1,279 @@
+package e2e
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"math"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+
+	"touchline"
+	"touchline/buffer"
+	"touchline/cloud/sqlite"
+	"touchline/wire"
+)
+
+// remains is what a power cut left: the gateway's disk and the cloud's, and
+// what the clients knew when it came.
+type remains struct {
+	*writes
+	images, mounts [2]string
+	known          int // entries of the log that were learned from
+	crowd          *crowd
+	decoder        *wire.Decoder
+	decoded        map[blockKey][]sampleKey // blocks are the same at many points
+}
+
+type blockKey struct {
+	epoch touchline.Epoch
+	first uint64
+	crc   uint32
+}
+
+// A sampleKey says which sample of a client a stored one is. A blob has none.
+type sampleKey struct{ client, sample int }
+
+var (
+	noSample      = sampleKey{-1, 0} // a message's blob; its other samples count
+	unknownSample = sampleKey{-2, 0}
+)
+
+func newRemains(w *writes, dir string) *remains {
+	e := &remains{writes: w, crowd: &crowd{progress: &progress{}}, decoder: wire.NewDecoder(), decoded: make(map[blockKey][]sampleKey)}
+	for i, name := range []string{"gateway", "cloud"} {
+		e.images[i], e.mounts[i] = filepath.Join(dir, name+".img"), filepath.Join(dir, name)
+		tool(w.t, "mkdir", e.mounts[i])
+	}
+	for i, o := range writeLogClients {
+		e.crowd.clients = append(e.crowd.clients, &client{clientOptions: o, sensor: sensorName(i, o)})
+	}
+	return e
+}
+
+// learn takes what the clients did and heard before a position.
+func (e *remains) learn(position int) {
+	e.t.Helper()
+	for ; e.known < position; e.known++ {
+		mark := e.log.Entries[e.known].Mark
+		if mark == "" || mark == "begin" || mark == "end" {
+			continue
+		}
+		said, err := parseEntry(mark)
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		e.crowd.clients[said.client].apply(said)
+	}
+}
+
+// mount lets the host's kernel recover the file systems, and returns what
+// undoes it.
+func (e *remains) mount() (unmount func(), err error) {
+	var mounted []string
+	unmount = func() {
+		for _, dir := range mounted {
+			tool(e.t, "umount", dir)
+		}
+	}
+	for i, image := range e.images {
+		if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop", image, e.mounts[i]).CombinedOutput(); err != nil {
+			unmount()
+			return nil, fmt.Errorf("mount what is left: %w: %s", err, out)
+		}
+		mounted = append(mounted, e.mounts[i])
+	}
+	return unmount, nil
+}
+
+// examine opens buffer and record store as the programs do, and holds what
+// they have against what the clients knew.
+func (e *remains) examine() *verdict {
+	v := &verdict{by: map[string]uint64{}}
+	unmount, err := e.mount()
+	if err != nil {
+		v.find("%v", err)
+		return v
+	}
+	defer unmount()
+	ctx, cancel := context.WithTimeout(e.t.Context(), patience)
+	defer cancel()
+	rows := make([]map[int]uint32, len(e.crowd.clients))
+	for i := range rows {
+		rows[i] = make(map[int]uint32)
+	}
+	held := make(map[touchline.Position]sampleKey) // each number once, wherever it is
+	for _, source := range []func(context.Context, *verdict) ([]wire.Block, error){e.openCloud, e.openBuffer} {
+		blocks, err := source(ctx, v)
+		if err != nil {
+			v.find("%v", err)
+		}
+		for _, b := range blocks {
+			keys, err := e.keys(b)
+			if err != nil {
+				v.find("%v", err)
+			}
+			for i, key := range keys {
+				at := touchline.Position{Epoch: b.Epoch, Seq: b.First + uint64(i)}
+				was, known := held[at]
+				switch held[at] = key; {
+				case known && was != key:
+					v.find("number %d of epoch %s is one sample in the buffer, another in the cloud", at.Seq, at.Epoch)
+				case known || key == noSample:
+				case key == unknownSample:
+					v.foreign++
+				default:
+					rows[key.client][key.sample]++
+				}
+			}
+		}
+	}
+	for i, c := range e.crowd.clients {
+		dense := make([]uint32, len(c.sent)*c.samples)
+		for sample, n := range rows[i] {
+			if sample >= len(dense) {
+				v.foreign++
+				v.find("%s has %d, which was not sent yet", c.sensor, sample)
+				continue
+			}
+			dense[sample] = n
+		}
+		v.compare(c, dense)
+	}
+	return v
+}
+
+// keys says which samples a block has.
+func (e *remains) keys(b wire.Block) ([]sampleKey, error) {
+	at := blockKey{b.Epoch, b.First, b.CRC}
+	if keys, known := e.decoded[at]; known {
+		return keys, nil
+	}
+	if err := b.Check(); err != nil {
+		return nil, err
+	}
+	samples, err := e.decoder.Decode(nil, b.Data)
+	if err != nil {
+		return nil, err
+	}
+	keys := make([]sampleKey, len(samples))
+	for i, s := range samples {
+		keys[i] = unknownSample
+		for n, c := range e.crowd.clients {
+			if s.Sensor != c.sensor {
+				continue
+			}
+			if s.Metric == "blob" {
+				keys[i] = noSample
+				continue
+			}
+			value := s.Value.Float()
+			sample := int(value)
+			if float64(sample) == value && sample >= 0 && s.Metric == "m"+strconv.Itoa(sample%c.samples) && s.Time == messageTime(sample/c.samples) {
+				keys[i] = sampleKey{n, sample}
+			}
+		}
+	}
+	e.decoded[at] = keys
+	return keys, nil
+}
+
+// openBuffer opens the gateway's buffer and reads all of it.
+func (e *remains) openBuffer(ctx context.Context, v *verdict) (blocks []wire.Block, err error) {
+	b, err := buffer.Open(ctx, buffer.Options{Dir: filepath.Join(e.mounts[0], "data"), MaxBytes: math.MaxInt64, WhenFull: buffer.Refuse}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if closed := b.Close(); err == nil && closed != nil {
+			err = closed
+		}
+	}()
+	st := b.Stats()
+	if len(st.Aside) > 0 || st.LostRecords > 0 {
+		v.find("the buffer has set aside %+v, and has %d records of losses", st.Aside, st.LostRecords)
+	}
+	var after touchline.Position
+	for samples := int64(0); samples < st.Samples; {
+		some, err := b.Next(ctx, after, 1<<20)
+		if err != nil {
+			return blocks, fmt.Errorf("read block after %v: %w", after, err)
+		}
+		for _, one := range some {
+			samples += int64(one.Count)
+			after = touchline.Position{Epoch: one.Epoch, Seq: one.Last()}
+		}
+		blocks = append(blocks, some...)
+	}
+	return blocks, nil
+}
+
+// openCloud opens the cloud's record store, audits it, and reads all of it.
+func (e *remains) openCloud(ctx context.Context, v *verdict) (blocks []wire.Block, err error) {
+	dir := filepath.Join(e.mounts[1], "data")
+	store, err := sqlite.Open(ctx, dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if closed := store.Close(); err == nil && closed != nil {
+			err = closed
+		}
+	}()
+	audited, err := store.Audit(ctx)
+	if err != nil {
+		v.find("%v", err)
+	}
+	if audited.KeptAside > 0 {
+		v.find("%d blocks are kept aside", audited.KeptAside)
+	}
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(dir, sqlite.FileName)+"?mode=ro")
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	rows, err := db.QueryContext(ctx, "SELECT epoch, first, count, crc, data FROM block JOIN cursor ON cursor.id = block.cursor")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var b wire.Block
+		var epoch []byte
+		if err := rows.Scan(&epoch, &b.First, &b.Count, &b.CRC, &b.Data); err != nil {
+			return nil, err
+		}
+		copy(b.Epoch[:], epoch)
+		blocks = append(blocks, b)
+	}
+	return blocks, rows.Err()
+}
+
+// start lets the programs go on with what is left until all of it is in the
+// cloud, and audits that.
+func (e *remains) start() *verdict {
+	unmount, err := e.mount()
+	if err != nil {
+		v := &verdict{}
+		v.find("%v", err)
+		return v
+	}
+	s := &site{
+		t: e.t, cloudProgram: "touchline-cloud", gatewayProgram: "touchline", cloudPort: freePort(e.t), mqtt: freePort(e.t), http: freePort(e.t),
+		gatewayData: filepath.Join(e.mounts[0], "data"), cloudData: filepath.Join(e.mounts[1], "data"),
+	}
+	conf := e.t.TempDir()
+	s.cloudConfig, s.gatewayConfig = filepath.Join(conf, "cloud.toml"), filepath.Join(conf, "touchline.toml")
+	writeFile(e.t, s.cloudConfig, fmt.Sprintf("listen = \"127.0.0.1:%d\"\ndata = %q\n", s.cloudPort, s.cloudData))
+	writeFile(e.t, filepath.Join(conf, "token"), e.token)
+	s.configureGateway("[buffer]\nfree_reserve = \"0B\"\n", filepath.Join(conf, "token"))
+	s.startCloud()
+	s.startGateway()
+	s.drained()
+	v := s.audit(e.crowd)
+	s.gateway.terminate()
+	unmount()
+	return v
+}
