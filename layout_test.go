@@ -21,6 +21,8 @@ var mayImport = map[string][]string{
 	"touchline/clock":               {"touchline"},
 	"touchline/buffer":              {"touchline", "touchline/buffer/seen", "touchline/wire"},
 	"touchline/buffer/seen":         {"touchline"},
+	"touchline/identity":            {},
+	"touchline/archive":             {"touchline", "touchline/identity", "touchline/wire"},
 	"touchline/sensors":             {"touchline", "touchline/payload"},
 	"touchline/uplink":              {"touchline", "touchline/wire"},
 	"touchline/cloud":               {"touchline", "touchline/config", "touchline/wire", "touchline/payload"},
