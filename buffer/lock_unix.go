@@ -55,3 +55,28 @@ func readPID(f *os.File) int {
 	}
 	return pid
 }
+
+// lockToRead takes the lock of a folder that is there, and writes nothing into
+// it. Where the file system is read-only and has no lock file, nobody can have
+// the lock.
+func lockToRead(dir string) (*os.File, error) {
+	path := filepath.Join(dir, lockName)
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
+		if errors.Is(err, syscall.EROFS) {
+			return nil, nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open lock file: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, &LockedError{Dir: dir, PID: readPID(f)}
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
