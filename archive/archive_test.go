@@ -278,6 +278,17 @@ func TestVerify_RefusesWhatASignerMayNotSay(t *testing.T) {
 	if _, err := w.End(); err == nil {
 		t.Error("the archive was ended after an error")
 	}
+	for name, blocks := range map[string][]wire.Block{
+		"twice":        {block(t, 1, 1, 3), block(t, 1, 1, 3)},
+		"overlap":      {block(t, 1, 1, 3), block(t, 1, 3, 3)},
+		"backwards":    {block(t, 1, 4, 3), block(t, 1, 1, 3)},
+		"epochs mixed": {block(t, 1, 1, 3), block(t, 2, 1, 3), block(t, 1, 4, 3)},
+	} {
+		data := write(t, key(1), header(), blocks, false)
+		if _, _, err := archive.Verify(bytes.NewReader(data), anybody); err == nil || !strings.Contains(err.Error(), "out of order") {
+			t.Errorf("%s: %v, want it refused as out of order", name, err)
+		}
+	}
 	for name, h := range map[string]archive.Header{
 		"no gateway": {ID: archive.ID{1}},
 		"bad id":     {ID: archive.ID{1}, Gateway: "../x"},

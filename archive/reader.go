@@ -156,6 +156,9 @@ func (a *Reader) parse(seg *Segment, payload []byte) (err error) {
 				return a.wrong("segment %d: %v", seg.Index, err)
 			}
 		}
+		if b := outOfOrder(seg.Blocks); b != nil {
+			return a.wrong("segment %d: block %s/%d is out of order", seg.Index, b.Epoch, b.First)
+		}
 	case Lost:
 		if err := unmarshal(payload, &seg.Lost); err != nil {
 			return a.wrong("segment %d: %v", seg.Index, err)
@@ -171,6 +174,24 @@ func (a *Reader) parse(seg *Segment, payload []byte) (err error) {
 	case End:
 		if err := unmarshal(payload, &seg.Summary); err != nil {
 			return a.wrong("segment %d: %v", seg.Index, err)
+		}
+	}
+	return nil
+}
+
+// outOfOrder returns the first block that does not stand behind all others of
+// its epoch, nil if there is none.
+func outOfOrder(blocks []wire.Block) *wire.Block {
+	ended := make(map[touchline.Epoch]bool)
+	for i := 1; i < len(blocks); i++ {
+		before, b := &blocks[i-1], &blocks[i]
+		if before.Epoch != b.Epoch {
+			ended[before.Epoch] = true
+		} else if b.First <= before.Last() {
+			return b
+		}
+		if ended[b.Epoch] {
+			return b
 		}
 	}
 	return nil

@@ -223,21 +223,27 @@ func (b *batcher) decode(entries []*entry) batch {
 	g := batch{entries, make([]Delivery, len(entries))}
 	for i, e := range entries {
 		d := e.delivery
-		from := len(arena)
-		decoded, err := b.decoder.Decode(arena, d.Block.Data)
-		switch {
-		case err != nil:
-			d.Problem = problemText(err)
-		case len(decoded)-from != int(d.Block.Count):
-			d.Problem = fmt.Sprintf("decode block: it has %d samples, its header says %d", len(decoded)-from, d.Block.Count)
-		default:
-			arena = decoded
-			d.Samples = arena[from:len(arena):len(arena)]
-		}
+		arena = d.decode(b.decoder, arena)
 		g.deliveries[i] = d
 	}
 	b.arena = arena
 	return g
+}
+
+// decode fills in the samples, which it appends to arena, or the problem.
+func (d *Delivery) decode(decoder *wire.Decoder, arena []touchline.Sample) []touchline.Sample {
+	from := len(arena)
+	decoded, err := decoder.Decode(arena, d.Block.Data)
+	switch {
+	case err != nil:
+		d.Problem = problemText(err)
+	case len(decoded)-from != int(d.Block.Count):
+		d.Problem = fmt.Sprintf("decode block: it has %d samples, its header says %d", len(decoded)-from, d.Block.Count)
+	default:
+		arena = decoded
+		d.Samples = arena[from:len(arena):len(arena)]
+	}
+	return arena
 }
 
 // problemText bounds what a damaged block can put into the store and the log.

@@ -20,6 +20,7 @@ import (
 	"touchline"
 	"touchline/cloud"
 	"touchline/cloud/sqlite"
+	"touchline/identity"
 	"touchline/wire"
 )
 
@@ -46,6 +47,7 @@ type memory struct {
 	mu       sync.Mutex
 	gateways []string
 	sessions uint64
+	keys     map[string][]identity.PublicKey
 	blocks   map[string]*cloud.Delivery // by gateway, epoch and first number
 	aside    []cloud.Delivery
 	lost     []wire.Lost
@@ -58,7 +60,7 @@ type memory struct {
 }
 
 func newMemory(gateways ...string) *memory {
-	return &memory{gateways: gateways, blocks: map[string]*cloud.Delivery{}}
+	return &memory{gateways: gateways, keys: map[string][]identity.PublicKey{}, blocks: map[string]*cloud.Delivery{}}
 }
 
 func (m *memory) Record(ctx context.Context, batch []cloud.Delivery) ([]cloud.Outcome, error) {
@@ -157,6 +159,19 @@ func (m *memory) GatewayByToken(_ context.Context, hash [32]byte) (string, error
 		}
 	}
 	return "", cloud.ErrUnknownToken
+}
+
+func (m *memory) GatewayKeys(_ context.Context, gateway string) ([]identity.PublicKey, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.keys[gateway]), nil
+}
+
+func (m *memory) AddGatewayKey(_ context.Context, gateway string, key identity.PublicKey) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keys[gateway] = append(m.keys[gateway], key)
+	return nil
 }
 
 func (m *memory) NewSession(context.Context, string) (string, uint64, error) {

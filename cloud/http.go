@@ -17,6 +17,7 @@ import (
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.UplinkPath, s.ingest.serveUplink)
+	mux.HandleFunc("POST "+wire.ArchivePath, s.archives.serve)
 	mux.HandleFunc("GET /healthz", serveHealth)
 	mux.HandleFunc("GET /readyz", s.serveReady)
 	mux.Handle("GET /v1/samples", s.guard(http.HandlerFunc(s.reader.serveSamples)))
@@ -58,12 +59,12 @@ func loopbackHost(hostport string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// bodyless refuses bodies: nothing here takes one, and one that trickles in
-// would hold its connection.
+// bodyless refuses bodies: nothing here takes one but what is of archives, and
+// one that trickles in would hold its connection.
 func bodyless(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if r.ContentLength != 0 {
+		if r.ContentLength != 0 && !(r.Method == http.MethodPost && r.URL.Path == wire.ArchivePath) {
 			w.Header().Set("Connection", "close")
 			http.NewResponseController(w).SetReadDeadline(time.Now())
 			problem(w, http.StatusRequestEntityTooLarge, "this address takes no request body")

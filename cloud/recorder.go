@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"touchline"
+	"touchline/identity"
 	"touchline/wire"
 )
 
@@ -86,6 +87,10 @@ type Registry interface {
 	// NewSession returns the store's own id and a session number above all
 	// that this gateway had.
 	NewSession(ctx context.Context, gateway string) (store string, session uint64, err error)
+	// GatewayKeys returns the public keys that are registered as this
+	// gateway's, none for one that is not known. A key added a moment ago by
+	// another process is among them.
+	GatewayKeys(ctx context.Context, gateway string) ([]identity.PublicKey, error)
 }
 
 // ErrUnknownToken says that no gateway has the token.

@@ -40,6 +40,7 @@ type Server struct {
 	batcher  *batcher
 	ingest   *ingest
 	reader   *reader
+	archives *archives
 	registry *prometheus.Registry
 
 	mu       sync.Mutex // covers what follows
@@ -61,6 +62,7 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 		stats: s.stats, log: logger, upgrader: newUpgrader()}
 	s.batcher.onLoad = s.ingest.roster.refresh
 	s.reader = &reader{archive: store, timing: defaultTiming, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
+	s.archives = newArchives(s.ingest)
 	s.registry = newRegistry(s.Stats)
 	return s, nil
 }

@@ -20,6 +20,9 @@ const Subprotocol = "touchline.v1"
 // UplinkPath is where the cloud takes uplinks.
 const UplinkPath = "/v1/uplink"
 
+// ArchivePath is where the cloud takes segments of another gateway's archive.
+const ArchivePath = UplinkPath + "/archive"
+
 // HeaderGateway is the request header of the upgrade that names the gateway,
 // so that a load balancer can hash it. The cloud checks it against the
 // credential.

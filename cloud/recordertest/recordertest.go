@@ -15,6 +15,7 @@ import (
 
 	"touchline"
 	"touchline/cloud"
+	"touchline/identity"
 	"touchline/wire"
 )
 
@@ -27,6 +28,9 @@ type Store interface {
 	// AddGateway registers a gateway; an id or token that is there is an
 	// error.
 	AddGateway(ctx context.Context, id string, tokenHash [32]byte) error
+	// AddGatewayKey registers a public key of a gateway. One that is there is
+	// no error; one of another gateway is.
+	AddGatewayKey(ctx context.Context, gateway string, key identity.PublicKey) error
 	Close() error
 }
 
@@ -42,7 +46,7 @@ type Faulty interface {
 // closes what it opened.
 func Run(t *testing.T, open func(t *testing.T) Store) {
 	for _, group := range []map[string]func(*fixture){
-		recordTests, storedTests, lostTests, queryTests, registryTests, crowdTests,
+		recordTests, storedTests, lostTests, queryTests, registryTests, keyTests, crowdTests,
 	} {
 		names := make([]string, 0, len(group))
 		for name := range group {

@@ -20,14 +20,14 @@ import (
 func gatewayCommand(s *settings) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gateway",
-		Short: "Add and list the gateways that may send",
+		Short: "Add and list the gateways that may send, and their keys",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
-			return errors.New("name a command: `touchline-cloud gateway add ID` or `touchline-cloud gateway list`")
+			return errors.New("name a command: `touchline-cloud gateway add ID`, `gateway list` or `gateway key ID PUBLIC`")
 		},
 	}
-	cmd.AddCommand(gatewayAddCommand(s), gatewayListCommand(s))
+	cmd.AddCommand(gatewayAddCommand(s), gatewayListCommand(s), gatewayKeyCommand(s))
 	return cmd
 }
 

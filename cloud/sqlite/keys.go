@@ -1,0 +1,91 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"touchline/identity"
+)
+
+// schemaKeys adds the public keys of gateways. A gateway may have several,
+// while one takes over from another; a key is of one gateway only.
+const schemaKeys = `
+CREATE TABLE gateway_key (
+	key     BLOB PRIMARY KEY, -- Ed25519, the public half
+	gateway INTEGER NOT NULL REFERENCES gateway,
+	added   INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX gateway_key_gateway ON gateway_key (gateway);
+`
+
+// maxKeys bounds the keys of one gateway: one in use, and some that it had.
+const maxKeys = 16
+
+// AddGatewayKey registers a public key as a gateway's. It is durable when it
+// returns nil, and every process that has the store open knows it from then
+// on. One that is registered as this gateway's is no error; one of another
+// gateway is ErrExists.
+func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.PublicKey) (err error) {
+	fail := func(err error) error { return fmt.Errorf("add key of gateway %s: %w", gateway, err) }
+	tx, err := s.beginWrite(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	defer rollback(tx, &err)
+	var id, keys int64
+	row := tx.QueryRow(`SELECT id, (SELECT count(*) FROM gateway_key WHERE gateway = gateway.id) FROM gateway WHERE name = ?`, gateway)
+	if err := row.Scan(&id, &keys); errors.Is(err, sql.ErrNoRows) {
+		return fail(errNotRegistered)
+	} else if err != nil {
+		return fail(err)
+	}
+	var owner string
+	row = tx.QueryRow(`SELECT name FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway WHERE key = ?`, key[:])
+	switch err := row.Scan(&owner); {
+	case err == nil && owner == gateway:
+		return nil
+	case err == nil:
+		return fail(fmt.Errorf("it is that of gateway %s and %w", owner, ErrExists))
+	case !errors.Is(err, sql.ErrNoRows):
+		return fail(err)
+	}
+	if keys >= maxKeys {
+		return fail(fmt.Errorf("it has %d keys: no more are kept", keys))
+	}
+	if _, err := tx.Exec(`INSERT INTO gateway_key (key, gateway, added) VALUES (?, ?, ?)`, key[:], id, time.Now().UnixNano()); err != nil {
+		return fail(err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// GatewayKeys implements cloud.Registry.
+func (s *Store) GatewayKeys(ctx context.Context, gateway string) ([]identity.PublicKey, error) {
+	rows, err := s.read.QueryContext(ctx, `
+		SELECT key FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway WHERE gateway.name = ? ORDER BY gateway_key.added`, gateway)
+	if err != nil {
+		return nil, fmt.Errorf("read keys of gateway %s: %w", gateway, err)
+	}
+	defer rows.Close()
+	var keys []identity.PublicKey
+	for rows.Next() {
+		var raw []byte
+		if err := rows.Scan(&raw); err != nil {
+			return nil, fmt.Errorf("read keys of gateway %s: %w", gateway, err)
+		}
+		var key identity.PublicKey
+		if copy(key[:], raw) != len(key) || len(raw) != len(key) {
+			return nil, fmt.Errorf("read keys of gateway %s: one has %d bytes", gateway, len(raw))
+		}
+		keys = append(keys, key)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read keys of gateway %s: %w", gateway, err)
+	}
+	return keys, nil
+}
