@@ -46,12 +46,13 @@ type Options struct {
 	// its own goroutine; nil tells nobody.
 	Working func()
 
-	clock func() time.Duration                // monotonic; nil is the system's. Tests move it.
-	free  func(dir string) (int64, error)     // bytes free for us at dir; nil asks the system
-	fault func(stage string, err error) error // nil outside tests; sees, and may replace, what SQLite said
-	steps asideSteps                          // nil outside tests; sees, and may refuse, each step of setting a file aside
-	tick  time.Duration                       // how often an idle buffer looks after itself; 0 is tickInterval
-	vfs   string                              // SQLite's way to the disk; "" is defaultVFS. Tests put a disk that fails there.
+	clock   func() time.Duration                // monotonic; nil is the system's. Tests move it.
+	free    func(dir string) (int64, error)     // bytes free for us at dir; nil asks the system
+	fault   func(stage string, err error) error // nil outside tests; sees, and may replace, what SQLite said
+	steps   asideSteps                          // nil outside tests; sees, and may refuse, each step of setting a file aside
+	ballast int64                               // bytes of the ballast; 0 is by the file system, below 0 none
+	tick    time.Duration                       // how often an idle buffer looks after itself; 0 is tickInterval
+	vfs     string                              // SQLite's way to the disk; "" is defaultVFS. Tests put a disk that fails there.
 }
 
 // Bounds of Options.
@@ -137,13 +138,14 @@ func (p Policy) String() string {
 // and Close. An append that comes later is told ErrClosed; none is lost
 // between two stools, since each is either refused or answered.
 type Buffer struct {
-	opts  Options
-	log   *slog.Logger
-	lock  *os.File
-	store *store
-	clock runningClock
-	epoch touchline.Epoch // of this opening
-	known epochs          // its own and those of which the file has blocks
+	opts     Options
+	log      *slog.Logger
+	lock     *os.File
+	store    *store
+	clock    runningClock
+	epoch    touchline.Epoch // of this opening
+	logLimit int             // pages of the log at which it is copied into the database
+	known    epochs          // its own and those of which the file has blocks
 
 	life    context.Context // ends when the buffer is told to end
 	stop    context.CancelFunc
@@ -215,8 +217,8 @@ func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, erro
 	b := newBuffer(opts, logger)
 	b.lock, b.store = lock, st
 	b.start(state)
-	if err := b.recall(ctx); err != nil {
-		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, st.close(), lock.Close()))
+	if err := errors.Join(b.recall(ctx), b.planSpace(ctx)); err != nil {
+		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, b.Close()))
 	}
 	for i := range aside {
 		b.aside = append(b.aside, aside[i].stats())

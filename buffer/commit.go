@@ -53,8 +53,10 @@ type writer struct {
 	logPages int           // of the write-ahead log since it was last copied, estimated
 	free     int64         // bytes on the file system, as of freeAt
 	freeAt   time.Duration // monotonic
-	pressed  bool          // the disk was full: evict before the next commit
-	chore    string        // the last trouble with upkeep that was logged
+	written  int64         // bytes that the log took since, at most
+	ballast  ballast
+	pressed  bool   // the disk was full: evict before the next commit
+	chore    string // the last trouble with upkeep that was logged
 }
 
 // encoded is a block on its way into the file.
@@ -184,6 +186,7 @@ func (b *Buffer) write(taken *batch, upkeep bool) (wrote bool, err error) {
 		b.w.repeats.takeBack()
 		return false, err
 	}
+	b.makeRoom()
 	chores := b.chores(upkeep)
 	if len(b.w.blocks) == 0 && !chores && !b.w.repeats.keys.Pending() {
 		return false, nil

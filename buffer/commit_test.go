@@ -366,12 +366,14 @@ func TestRun_FindsOutByItselfThatTheDiskIsBack(t *testing.T) {
 // waitUntil polls where there is no signal to wait for.
 func waitUntil(t testing.TB, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	ctx, again := testContext(t), time.NewTicker(time.Millisecond)
+	defer again.Stop()
 	for !ok() {
-		if time.Now().After(deadline) {
+		select {
+		case <-ctx.Done():
 			t.Fatal("waited in vain")
+		case <-again.C:
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"touchline"
 )
@@ -40,32 +39,19 @@ const (
 	// commit usually needs (16 MiB of samples are well below 1 MiB of
 	// blocks), little of what is held.
 	pressedBytes = 2 << 20
-
-	// freeInterval is how often the file system is asked for free space.
-	freeInterval = time.Second
-
-	// Unused pages up to 16 MiB stay in the file, where the next blocks go;
-	// the rest is given back to the file system, 1 MiB at a time while
-	// nothing waits, and 16 MiB a tick at most.
-	keepFreePages   = 16 << 20 / pageBytes
-	vacuumPages     = 1 << 20 / pageBytes
-	vacuumMostPages = 16 << 20 / pageBytes
 )
 
 // chores says whether the next transaction has more to do than to insert.
 // Acknowledgements and ages wait for the tick; limits do not.
 func (b *Buffer) chores(upkeep bool) bool {
-	var incoming int64
-	for i := range b.w.blocks {
-		incoming += int64(len(b.w.blocks[i].Data)) + blockOverheadBytes
-	}
+	incoming := b.incomingBytes()
 	b.w.incoming = incoming
 	if b.opts.WhenFull == EvictOldest && b.held.blocks > 0 {
 		if b.w.pressed || b.held.bytes+incoming > b.opts.MaxBytes {
 			return true
 		}
 	}
-	if b.opts.FreeReserve > 0 && b.freeSpace()-incoming < b.opts.FreeReserve {
+	if b.spaceIsShort() {
 		return true
 	}
 	b.mu.Lock()
@@ -185,129 +171,6 @@ func (t *txn) evictOldest(why cause, budget *deleteBudget, take func(*victim) bo
 	}
 	_, err = t.b.store.sweepEpochs.ExecContext(context.Background(), t.b.known.base())
 	return err
-}
-
-// shortage returns how many bytes are missing from FreeReserve, counting the
-// pages of the file that are unused, since the next blocks go there.
-func (b *Buffer) shortage() (int64, error) {
-	if b.opts.FreeReserve == 0 {
-		return 0, nil
-	}
-	short := b.opts.FreeReserve - b.freeSpace() + b.w.incoming
-	if short <= 0 {
-		return 0, nil
-	}
-	unused, err := b.store.pragma("freelist_count")
-	if err != nil {
-		return 0, err
-	}
-	return short - unused*pageBytes, nil
-}
-
-// freeSpace returns the bytes free on the file system, as of a second ago at
-// most. Where it can't be known, nothing is evicted for it.
-func (b *Buffer) freeSpace() int64 {
-	now := b.clock.elapsed()
-	if now-b.w.freeAt < freeInterval {
-		return b.w.free
-	}
-	free, err := b.opts.free(b.opts.Dir)
-	if err != nil {
-		b.trouble(err)
-		free = 1 << 62
-	}
-	b.w.free, b.w.freeAt = free, now
-	return free
-}
-
-// afterRound does what can wait until everybody has their answer.
-func (b *Buffer) afterRound(upkeep bool) {
-	if b.w.logPages >= checkpointPages {
-		if err := b.checkpoint(); err != nil {
-			b.trouble(err)
-		}
-	}
-	if upkeep && b.w.failed == 0 {
-		if err := b.vacuum(); err != nil {
-			b.trouble(err)
-		}
-	}
-}
-
-// trouble logs what went wrong with upkeep, which is tried again, once.
-func (b *Buffer) trouble(err error) {
-	if text := err.Error(); text != b.w.chore {
-		b.w.chore = text
-		b.log.Warn("upkeep of the buffer failed, trying again", "error", err)
-	}
-}
-
-// checkLimits decides whether appends are refused from now on. Up to a queue
-// of samples (16 MiB, below 1 MiB as blocks) may still go in beyond the limit.
-func (b *Buffer) checkLimits() {
-	if b.opts.WhenFull != Refuse {
-		return
-	}
-	limit := ""
-	b.w.incoming = 0
-	if b.held.bytes >= b.opts.MaxBytes {
-		limit = fmt.Sprintf("it holds max_bytes (%d)", b.opts.MaxBytes)
-	} else if short, err := b.shortage(); err != nil {
-		b.trouble(err)
-		return
-	} else if short > 0 {
-		limit = fmt.Sprintf("less than free_reserve (%d bytes) is free on the disk", b.opts.FreeReserve)
-	}
-	b.mu.Lock()
-	before := b.status.state()
-	b.status.limit = limit
-	after := b.status.state()
-	b.mu.Unlock()
-	b.logState(before, after, nil)
-}
-
-// checkpoint copies the log into the database if it is as long as was
-// estimated. If readers kept that from ending for long, it waits for them
-// (they take milliseconds).
-func (b *Buffer) checkpoint() error {
-	left, err := b.store.checkpoint("NOOP")
-	if err == nil && left >= checkpointPages {
-		left, err = b.store.checkpoint("PASSIVE")
-	}
-	if err == nil && left > 2*checkpointPages {
-		left, err = b.store.checkpoint("TRUNCATE")
-	}
-	if err != nil {
-		b.w.logPages = checkpointPages / 2 // not at every commit
-		return err
-	}
-	b.w.logPages = left
-	return nil
-}
-
-// vacuum gives unused pages back to the file system while nothing waits.
-func (b *Buffer) vacuum() error {
-	unused, err := b.store.pragma("freelist_count")
-	if err != nil {
-		return err
-	}
-	keep := int64(keepFreePages)
-	if b.opts.FreeReserve > 0 && b.freeSpace() < b.opts.FreeReserve {
-		keep = 0
-	}
-	for done := 0; unused > keep && done < vacuumMostPages && len(b.work) == 0 && b.life.Err() == nil; done += vacuumPages {
-		n := min(unused-keep, vacuumPages)
-		if err := b.store.vacuum(int(n)); err != nil {
-			return err
-		}
-		unused -= n
-		b.w.logPages += int(2 * n)           // each is filled from the end of the file, and pointed to anew
-		b.w.freeAt = -freeInterval           // ask again
-		if b.w.logPages >= checkpointPages { // which is what makes the file shorter
-			return b.checkpoint()
-		}
-	}
-	return nil
 }
 
 // A loss is what one transaction evicts of an epoch.

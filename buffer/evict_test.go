@@ -403,7 +403,7 @@ func TestRun_KeepsTheLogShort(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if limit := int64(journalSizeLimit); info.Size() > limit {
+		if limit := int64(2 * int64(b.logLimit) * pageBytes); info.Size() > limit {
 			t.Fatalf("the log has %d bytes, want at most %d", info.Size(), limit)
 		}
 	}

@@ -431,7 +431,7 @@ func TestModel(t *testing.T) {
 		m := &model{t: t, root: root, clock: new(testClock), actions: &actions,
 			acked: make(map[touchline.Epoch]*touchline.Ranges), losses: make(map[uint64]wire.Lost)}
 		// Nothing happens by itself.
-		m.opts = Options{MaxBytes: 1 << 30, MaxAge: time.Hour, WhenFull: EvictOldest, clock: m.clock.elapsed, tick: 24 * time.Hour}
+		m.opts = Options{MaxBytes: 1 << 30, MaxAge: time.Hour, WhenFull: EvictOldest, ballast: -1, clock: m.clock.elapsed, tick: 24 * time.Hour}
 		dir := filepath.Join(root, "0")
 		m.open(dir)
 		defer func() { m.close() }()

@@ -87,7 +87,7 @@ func runFault(t *testing.T, fault faultvfs.Fault) (hits, told int) {
 	// is a failure.
 	synctest.Test(t, func(t *testing.T) {
 		s := &sweep{ledger: newLedger(disk), t: t, fault: fault}
-		s.opts = Options{Dir: dir, MaxBytes: 1 << 30, WhenFull: EvictOldest, vfs: disk.Name()}
+		s.opts = Options{Dir: dir, MaxBytes: 1 << 30, WhenFull: EvictOldest, ballast: -1, vfs: disk.Name()}
 		disk.Fail(fault)
 		told = s.first() + s.second()
 		hits = disk.Failed()

@@ -282,7 +282,7 @@ type examiner struct {
 // examine returns the first promise that is broken by what is in the folder
 // when the power was cut at a position.
 func (e *examiner) examine(at int) (err error) {
-	b, err := Open(context.Background(), Options{Dir: e.dir, MaxBytes: 1 << 30, WhenFull: EvictOldest}, slog.New(slog.DiscardHandler))
+	b, err := Open(context.Background(), Options{Dir: e.dir, MaxBytes: 1 << 30, WhenFull: EvictOldest, ballast: -1}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return broke(promiseOpens, "%v", err)
 	}

@@ -58,7 +58,7 @@ func (w *workload) record(t *testing.T, seed uint64) *ledger {
 		l = newLedger(disk)
 		x := &life{workload: w, ledger: l, t: t, random: rand.New(rand.NewPCG(seed, 0)), clock: new(testClock), free: 1 << 40}
 		x.opts = Options{Dir: dir, MaxBytes: 1 << 30, MaxAge: time.Hour, FreeReserve: 1, WhenFull: EvictOldest,
-			clock: x.clock.elapsed, free: func(string) (int64, error) { return x.free, nil }, vfs: disk.Name()}
+			ballast: -1, clock: x.clock.elapsed, free: func(string) (int64, error) { return x.free, nil }, vfs: disk.Name()}
 		for i := range w.openings {
 			x.open(i)
 		}

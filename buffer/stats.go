@@ -34,6 +34,9 @@ type Stats struct {
 	Evicted  map[string]uint64 // samples deleted, by cause: max_bytes, max_age, free_reserve
 	Damaged  uint64            // blocks found damaged when they were read
 
+	Ballast      int64 // bytes kept to get out of a full disk
+	BallastGiven bool  // …which are given back, since the disk was full
+
 	DamagedSamples uint64  // samples recorded as lost because their block was damaged
 	Aside          []Aside // files that were set aside, oldest first, as of Open
 
@@ -88,6 +91,8 @@ type status struct {
 	commits, commitErrors    uint64
 	repeats                  repeatStats
 	lastCommit               time.Duration
+	ballast                  int64
+	ballastGiven             bool
 }
 
 func (s *status) state() State {
@@ -129,6 +134,8 @@ func (b *Buffer) Stats() Stats {
 		ForgottenEarly:  b.status.repeats.early,
 		KeysForgotten:   b.status.repeats.keysEarly,
 		RepeatWindowLen: b.status.repeats.length,
+		Ballast:         b.status.ballast,
+		BallastGiven:    b.status.ballastGiven,
 	}
 	if b.held.blocks > 0 {
 		s.OldestAge = time.Duration(b.clock.now()-b.oldest) * time.Millisecond

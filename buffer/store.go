@@ -18,16 +18,7 @@ import (
 const databaseName = "buffer.db"
 
 const (
-	// Pages are 4 KiB. A log of 16 MiB is copied into the database at once:
-	// what a connected gateway acknowledges within that time is freed and
-	// reused in the log, and never written to the database at all.
-	pageBytes       = 4096
-	checkpointPages = 16 << 20 / pageBytes
-	// SQLite itself copies at four times that, should our estimate of the
-	// log's length be wrong.
-	autoCheckpointPages = 4 * checkpointPages
-	// After it was copied the log file is cut to twice its usual length.
-	journalSizeLimit = 2 * checkpointPages * pageBytes
+	pageBytes = 4096
 
 	// One connection for each reader at a time: the uplink, the status
 	// page, an export, and one to spare.
@@ -161,13 +152,8 @@ func (s *store) connect(ctx context.Context) error {
 	if s.conn, err = s.writeDB.Conn(ctx); err != nil {
 		return err
 	}
-	for _, pragma := range []string{
-		"PRAGMA wal_autocheckpoint = " + strconv.Itoa(autoCheckpointPages),
-		"PRAGMA journal_size_limit = " + strconv.Itoa(journalSizeLimit),
-	} {
-		if _, err := s.conn.ExecContext(ctx, pragma); err != nil {
-			return fmt.Errorf("%s: %w", pragma, err)
-		}
+	if err := s.limitLog(ctx, maxLogPages); err != nil {
+		return err
 	}
 	for _, want := range []struct{ pragma, value string }{
 		{"journal_mode", "wal"}, {"synchronous", synchronousLevel}, {"auto_vacuum", "2"}, {"page_size", strconv.Itoa(pageBytes)},
@@ -240,6 +226,21 @@ func (s *store) prepare(ctx context.Context) error {
 			return fmt.Errorf("prepare %q: %w", p.text, err)
 		}
 		*p.to = stmt
+	}
+	return nil
+}
+
+// limitLog makes SQLite itself copy the log at four times the length at which
+// we do, should our estimate of it be wrong, and cut it to twice that length
+// when it was copied.
+func (s *store) limitLog(ctx context.Context, pages int) error {
+	for _, pragma := range []string{
+		"PRAGMA wal_autocheckpoint = " + strconv.Itoa(4*pages),
+		"PRAGMA journal_size_limit = " + strconv.Itoa(2*pages*pageBytes),
+	} {
+		if _, err := s.conn.ExecContext(ctx, pragma); err != nil {
+			return fmt.Errorf("%s: %w", pragma, err)
+		}
 	}
 	return nil
 }

@@ -265,6 +265,7 @@ func (t *txn) apply() {
 	}
 	b.w.logPages += t.pages()
 	b.w.repeats.commit(t.clock)
+	b.w.written += int64(t.pages()) * pageBytes
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.acks.applied(t.ackedLeft)
@@ -317,6 +318,9 @@ func (b *Buffer) inject(stage string, err error) error {
 // note keeps what Stats says of commits, and when to try again.
 func (b *Buffer) note(err error) {
 	w := &b.w
+	if err != nil && isFull(err) {
+		b.giveBallast()
+	}
 	b.mu.Lock()
 	before := b.status.state()
 	if err == nil {

@@ -1,0 +1,10 @@
+//go:build unix && !linux
+
+package buffer
+
+import (
+	"errors"
+	"os"
+)
+
+func allocate(*os.File, int64) error { return errors.ErrUnsupported }
