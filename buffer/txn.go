@@ -157,7 +157,11 @@ func (t *txn) tally() error {
 	return err
 }
 
-func (b *Buffer) probeDue() bool { return b.w.failed > 0 && !b.w.pressed }
+// probeDue says whether to try if the disk takes something again: a full one
+// when it has room, since appends may be refused until then.
+func (b *Buffer) probeDue() bool {
+	return b.w.failed > 0 && (!b.w.pressed || !b.spaceIsShort())
+}
 
 // tallyDue is false without blocks: then there are no ages either.
 func (b *Buffer) tallyDue() bool {

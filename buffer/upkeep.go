@@ -16,10 +16,13 @@ func (b *Buffer) afterRound(upkeep bool) {
 	if b.w.logPages >= b.logLimit {
 		b.tryUpkeep(b.checkpoint())
 	}
-	if upkeep && b.w.failed == 0 {
-		b.tryUpkeep(b.vacuum())
-		b.tryUpkeep(b.makeBallast())
+	if !upkeep {
+		return
 	}
+	if b.w.failed == 0 {
+		b.tryUpkeep(b.vacuum())
+	}
+	b.tryUpkeep(b.makeBallast())
 }
 
 // tryUpkeep logs an error of what is tried again at the next tick.
