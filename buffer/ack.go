@@ -33,9 +33,10 @@ func newAcks() acks {
 	return acks{stored: make(map[int]*touchline.Ranges), confirmed: make(map[uint64]struct{})}
 }
 
-// Ack forgets what the cloud stored, and the lost records that it confirmed.
-// Blocks wholly within the ranges are not returned by Next any more and are
-// deleted within about a second; one that is covered in part stays. Repeats,
+// Ack takes note of what the cloud stored, and forgets the lost records that it
+// confirmed. Blocks wholly within the ranges are not returned by Next any more,
+// and are deleted when they were kept for KeepStored, or when their room is
+// needed; one that is covered in part stays. Repeats,
 // unknown epochs and unknown records are ignored. It does not wait for the
 // disk: an acknowledgement that a power cut swallows means only that the
 // block is sent again. It keeps nothing of its arguments.
@@ -55,6 +56,7 @@ func (b *Buffer) Ack(stored []wire.EpochRanges, lost []uint64) error {
 	for _, s := range stored {
 		if i, known := b.known.index[s.Epoch]; known && len(s.Ranges) > 0 {
 			b.acks.add(i, s.Ranges)
+			b.has(i, s.Ranges)
 		}
 	}
 	for _, id := range lost {
@@ -66,6 +68,19 @@ func (b *Buffer) Ack(stored []wire.EpochRanges, lost []uint64) error {
 		signal(b.work)
 	}
 	return nil
+}
+
+// has takes back that the cloud lacks samples. b.mu is held.
+func (b *Buffer) has(epoch int, ranges touchline.Ranges) {
+	lacks := b.unstored[epoch]
+	if lacks == nil {
+		return
+	}
+	var left touchline.Ranges
+	for _, r := range *lacks {
+		left.AddAll(ranges.Missing(r))
+	}
+	*lacks = left
 }
 
 func (a *acks) add(epoch int, ranges touchline.Ranges) {
@@ -155,15 +170,17 @@ func (d *deleteBudget) take(v *victim) {
 
 func (d *deleteBudget) spent() bool { return d.blocks <= 0 || d.bytes <= 0 }
 
-// applyAcks deletes the blocks that were acknowledged, within the budget.
-func (t *txn) applyAcks(budget *deleteBudget) error {
+// applyAcks marks the blocks that were acknowledged as stored, up to
+// maxMarkBlocks of them.
+func (t *txn) applyAcks() error {
 	b := t.b
 	b.mu.Lock()
 	sets := b.acks.begin()
 	b.mu.Unlock()
+	room := maxMarkBlocks
 	for _, epoch := range slices.Sorted(maps.Keys(sets)) {
 		for _, r := range *sets[epoch] {
-			rest, err := t.ackRange(epoch, r, budget)
+			rest, err := t.ackRange(epoch, r, &room)
 			if err != nil {
 				return err
 			}
@@ -171,48 +188,50 @@ func (t *txn) applyAcks(budget *deleteBudget) error {
 				if t.ackedLeft == nil {
 					t.ackedLeft = make(map[int]*touchline.Ranges)
 				}
-				if t.ackedLeft[epoch] == nil {
-					t.ackedLeft[epoch] = new(touchline.Ranges)
-				}
-				t.ackedLeft[epoch].Add(rest)
+				add(t.ackedLeft, epoch, rest)
 				t.more = true
 			}
 		}
 	}
-	if t.acked.blocks > 0 {
-		_, err := b.store.sweepEpochs.ExecContext(context.Background(), b.known.base())
-		return err
-	}
 	return nil
 }
 
-// ackRange deletes the blocks within r and returns what is beyond the budget;
+// ackRange marks the blocks within r and returns what is beyond the room;
 // nothing is the zero Range.
-func (t *txn) ackRange(epoch int, r touchline.Range, budget *deleteBudget) (rest touchline.Range, err error) {
-	if budget.spent() {
+func (t *txn) ackRange(epoch int, r touchline.Range, room *int) (rest touchline.Range, err error) {
+	if *room == 0 {
 		return r, nil
 	}
 	// Only the end is cut to what the epoch has: where it never had r.First,
 	// nothing lies between.
-	from, to := t.b.known.bases[epoch]+int64(r.First), t.b.known.key(epoch, r.Last)
-	var last victim
-	n, err := t.victims(t.b.store.ackVictims, []any{from, to, budget.blocks}, func(v *victim) bool {
-		if budget.spent() {
+	base := t.b.known.bases[epoch]
+	var found marks // while t.marks is looked through
+	t.marks.gaps(base+int64(r.First), t.b.known.key(epoch, r.Last), func(from, to int64) bool {
+		k := mark{first: -1, at: t.b.storedAt(t.clock)}
+		_, err = t.victims(t.b.store.ackVictims, []any{from, to, *room}, func(v *victim) bool {
+			if k.first < 0 {
+				k.first = v.key
+			}
+			k.last = max(v.key, v.key+v.count-1)
+			k.totals.add(v.totals())
+			*room--
+			return true
+		})
+		if err != nil || k.first < 0 {
+			return err == nil
+		}
+		found = append(found, k)
+		if *room == 0 {
+			rest = touchline.Range{First: uint64(k.last-base) + 1, Last: r.Last}
 			return false
 		}
-		budget.take(v)
-		t.acked.add(v.totals())
-		t.probeDelete(v)
-		last = *v
 		return true
 	})
-	if err != nil || n == 0 {
-		return touchline.Range{}, err
+	for _, k := range found {
+		t.marks.add(k)
+		t.marksChanged = true
+		t.acked += k.samples
 	}
-	if budget.spent() {
-		rest = touchline.Range{First: last.last() + 1, Last: r.Last}
-	}
-	_, err = t.b.store.deleteBlocks.ExecContext(context.Background(), from, last.key)
 	return rest, err
 }
 

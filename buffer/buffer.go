@@ -32,6 +32,8 @@ type Options struct {
 	MaxAge         time.Duration // of blocks held, in running time; 0 keeps them for ever
 	FreeReserve    int64         // bytes that stay free on the file system; 0 does not look
 	WhenFull       Policy        // what gives way at MaxBytes and FreeReserve
+	KeepStored     time.Duration // for which blocks that the cloud stored are kept where there is room, in running time
+	KeepAtLeast    time.Duration // the same, for who needs them here: the longer of the two counts
 	CommitInterval time.Duration // least time between the starts of two commits; 0 commits as fast as the disk syncs
 
 	// A sample that is the same as one committed within RepeatWindow of
@@ -88,6 +90,9 @@ func (o *Options) check() error {
 	}
 	if o.WhenFull != EvictOldest && o.WhenFull != Refuse {
 		errs = append(errs, fmt.Errorf("when_full is %s: use %s or %s", o.WhenFull, EvictOldest, Refuse))
+	}
+	if o.KeepStored < 0 || o.KeepAtLeast < 0 {
+		errs = append(errs, fmt.Errorf("keep_stored is %s: use 0 or more", min(o.KeepStored, o.KeepAtLeast)))
 	}
 	if o.CommitInterval < 0 || o.CommitInterval > MaxCommitInterval {
 		errs = append(errs, fmt.Errorf("commit_interval is %s: use 0 to %s", o.CommitInterval, MaxCommitInterval))
@@ -166,10 +171,15 @@ type Buffer struct {
 	arrived chan struct{}
 	acks    acks
 	lost    []*lostRecord // oldest first
-	held    totals
-	oldest  int64 // running ms at which the oldest block was committed
-	status  status
-	damaged map[touchline.Position]struct{} // blocks found damaged, each counted once
+	held    totals        // all that is in the file
+	kept    totals        // …and stored
+	oldest  int64         // running ms at which the oldest block that is not stored was committed
+	marks   marks         // what is stored; replaced, never changed
+	// What is marked, and what the cloud lacks nevertheless: waiting, and in
+	// the transaction at hand.
+	unstored, unstoring map[int]*touchline.Ranges
+	status              status
+	damaged             map[touchline.Position]struct{} // blocks found damaged, each counted once
 
 	unreported []damagedBlock // found damaged, not yet recorded as lost
 	damage     *DamageError   // the file itself is damaged: Run ends with it
@@ -241,6 +251,8 @@ func newBuffer(opts Options, logger *slog.Logger) *Buffer {
 		arrived: make(chan struct{}),
 		acks:    newAcks(),
 		damaged: make(map[touchline.Position]struct{}),
+
+		unstored: make(map[int]*touchline.Ranges),
 	}
 	b.w = writer{spare: &batch{}, encoder: wire.NewEncoder(), nextSeq: 1, freeAt: -freeInterval}
 	b.w.repeats = newRepeats(&opts)
@@ -253,7 +265,10 @@ func (b *Buffer) start(state contents) {
 	b.held, b.lost, b.known = state.held, state.lost, state.epochs
 	b.known.add(state.lastKey, b.epoch) // in the file with its first block
 	b.clock = newRunningClock(state.runningMS, b.opts.clock)
-	b.oldest = state.oldest
+	b.oldest, b.marks, b.kept = state.oldest, state.marks, state.marks.sum()
+	if state.marks != nil { // else there may be some that can't be read
+		b.w.savedMarks = &state.marks
+	}
 	b.w.talliedAt = b.clock.now()
 }
 

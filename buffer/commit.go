@@ -42,6 +42,7 @@ type writer struct {
 	epochSaved bool   // the epoch's row is in the file
 	nextSeq    uint64 // number of the next sample: dense, whatever fails
 	talliedAt  int64  // running ms
+	savedMarks *marks // what the file has; nil is not known
 	unsettled  *txn   // its COMMIT failed, and whether it is in the file is not known
 
 	evicts  []func(error) // who waits for the limits to be applied

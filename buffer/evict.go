@@ -3,6 +3,7 @@ package buffer
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 
 	"touchline"
@@ -46,7 +47,7 @@ const (
 func (b *Buffer) chores(upkeep bool) bool {
 	incoming := b.incomingBytes()
 	b.w.incoming = incoming
-	if b.opts.WhenFull == EvictOldest && b.held.blocks > 0 {
+	if b.kept.blocks > 0 || b.opts.WhenFull == EvictOldest && b.held.blocks > 0 {
 		if b.w.pressed || b.held.bytes+incoming > b.opts.MaxBytes {
 			return true
 		}
@@ -56,7 +57,7 @@ func (b *Buffer) chores(upkeep bool) bool {
 	}
 	b.mu.Lock()
 	acked := b.acks.ranges()
-	waiting := acked > 0 || len(b.acks.confirmed) > 0 || len(b.unreported) > 0
+	waiting := acked > 0 || len(b.acks.confirmed) > 0 || len(b.unreported) > 0 || len(b.unstored) > 0
 	full := b.status.state() == StateFull
 	b.mu.Unlock()
 	if acked >= maxAckRanges || full && waiting {
@@ -66,8 +67,8 @@ func (b *Buffer) chores(upkeep bool) bool {
 		b.w.more = false
 		return false
 	}
-	aged := b.opts.MaxAge > 0 && b.held.blocks > 0 && b.oldest < b.cutoff()
-	due := waiting || aged || b.probeDue() || b.tallyDue()
+	aged := b.opts.MaxAge > 0 && b.backlog().blocks > 0 && b.oldest < b.cutoff()
+	due := waiting || aged || b.forgetDue() || b.probeDue() || b.tallyDue()
 	if !due {
 		b.w.more = false
 	}
@@ -77,13 +78,17 @@ func (b *Buffer) chores(upkeep bool) bool {
 // cutoff is the running time before which blocks are too old.
 func (b *Buffer) cutoff() int64 { return b.clock.now() - b.opts.MaxAge.Milliseconds() }
 
-// evict deletes the oldest blocks as the limits demand, whether they are in
-// flight or not: where the cloud has them after all, stored wins. What is
-// acknowledged goes first; only when all of that is gone is anything lost.
+// evict deletes the oldest blocks that are not stored as the limits demand,
+// whether they are in flight or not: where the cloud has them after all, stored
+// wins. What is stored goes first; only when all of that is gone is anything
+// lost, but for its age.
 func (t *txn) evict(budget *deleteBudget) error {
 	b := t.b
-	if b.held.blocks == 0 {
+	if b.backlog().blocks == 0 {
 		return nil
+	}
+	if len(t.ackedLeft) > 0 {
+		return nil // the next transaction knows more
 	}
 	if b.opts.MaxAge > 0 && b.oldest < b.cutoff() {
 		cutoff := b.cutoff()
@@ -94,8 +99,12 @@ func (t *txn) evict(budget *deleteBudget) error {
 	if b.opts.WhenFull != EvictOldest {
 		return nil
 	}
-	if excess := t.held().bytes + b.w.incoming - b.opts.MaxBytes; excess > 0 {
-		excess += min(b.opts.MaxBytes/slackShare, slackMost)
+	excess := t.excess()
+	if len(t.marks) > 0 {
+		t.more = t.more || excess > 0
+		return nil
+	}
+	if excess > 0 {
 		if err := t.evictBytes(maxBytes, budget, excess); err != nil {
 			return err
 		}
@@ -104,10 +113,7 @@ func (t *txn) evict(budget *deleteBudget) error {
 	if err != nil {
 		return err
 	}
-	if b.w.pressed {
-		short = max(short, 2*b.w.incoming, pressedBytes)
-	}
-	if short > 0 {
+	if short = max(short, t.pressing()); short > 0 {
 		return t.evictBytes(freeReserve, budget, short)
 	}
 	return nil
@@ -121,55 +127,73 @@ func (t *txn) evictBytes(why cause, budget *deleteBudget, bytes int64) error {
 	})
 }
 
+// An eviction deletes blocks from the oldest on while take says so.
+type eviction struct {
+	why    cause
+	budget *deleteBudget
+	take   func(*victim) bool
+	losses []*loss // one for each epoch
+	ended  bool    // take or the budget said so
+}
+
 // evictOldest deletes blocks from the oldest on while take says so, and
-// records them as lost in the same transaction.
-func (t *txn) evictOldest(why cause, budget *deleteBudget, take func(*victim) bool) error {
-	if budget.spent() {
-		t.more = true
-		return nil
-	}
-	var losses []*loss // one for each epoch
-	var lastKey int64
-	_, err := t.victims(t.b.store.oldVictims, []any{budget.blocks}, func(v *victim) bool {
-		if !take(v) {
-			return false
-		}
-		if budget.spent() {
-			t.more = true
-			return false
-		}
-		budget.take(v)
-		t.probeDelete(v)
-		t.evicted[why].add(v.totals())
-		lastKey = v.key
-		switch n := len(losses); {
-		case v.reported || !v.valid(): // of the first the cloud heard, of the second nothing is known
-		case n == 0 || losses[n-1].epoch != v.epoch:
-			losses = append(losses, newLoss(v))
-		default:
-			losses[n-1].add(v)
-		}
-		return true
+// records them as lost in the same transaction. It passes over what is stored.
+func (t *txn) evictOldest(why cause, budget *deleteBudget, take func(*victim) bool) (err error) {
+	e := eviction{why: why, budget: budget, take: take}
+	t.marks.gaps(0, math.MaxInt64-1, func(from, to int64) bool {
+		err = t.evictRun(&e, from, to)
+		return err == nil && !e.ended
 	})
 	if err != nil {
 		return err
 	}
-	if budget.blocks <= 0 {
-		t.more = true // the query ended there
-	}
-	if lastKey == 0 {
-		return nil
-	}
-	// Nothing older is left, so this is all from the start.
-	if _, err := t.b.store.deleteBlocks.ExecContext(context.Background(), 0, lastKey); err != nil {
-		return err
-	}
-	for _, l := range losses {
+	for _, l := range e.losses {
 		if err := t.lose(why, l); err != nil {
 			return fmt.Errorf("record loss: %w", err)
 		}
 	}
+	if t.evicted[why].blocks == 0 {
+		return nil
+	}
 	_, err = t.b.store.sweepEpochs.ExecContext(context.Background(), t.b.known.base())
+	return err
+}
+
+// evictRun does so within keys of which none is marked.
+func (t *txn) evictRun(e *eviction, from, to int64) error {
+	if e.budget.spent() {
+		t.more, e.ended = true, true
+		return nil
+	}
+	lastKey := int64(-1)
+	_, err := t.victims(t.b.store.victimsIn, []any{from, to, e.budget.blocks}, func(v *victim) bool {
+		if e.ended = !e.take(v); e.ended {
+			return false
+		}
+		if e.budget.spent() {
+			t.more, e.ended = true, true
+			return false
+		}
+		e.budget.take(v)
+		t.probeDelete(v)
+		t.evicted[e.why].add(v.totals())
+		lastKey = v.key
+		switch n := len(e.losses); {
+		case v.reported || !v.valid(): // of the first the cloud heard, of the second nothing is known
+		case n == 0 || e.losses[n-1].epoch != v.epoch:
+			e.losses = append(e.losses, newLoss(v))
+		default:
+			e.losses[n-1].add(v)
+		}
+		return true
+	})
+	if err != nil || lastKey < 0 {
+		return err
+	}
+	if e.budget.blocks <= 0 {
+		t.more, e.ended = true, true // the query ended there
+	}
+	_, err = t.b.store.deleteBlocks.ExecContext(context.Background(), from, lastKey)
 	return err
 }
 

@@ -170,7 +170,7 @@ func (b *Buffer) readFrom(from int64, maxBytes int) (blocks []wire.Block, next i
 func (b *Buffer) ackedEnd(epoch int, r touchline.Range) (uint64, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.acks.covering(epoch, r)
+	return b.isStored(epoch, r)
 }
 
 // Held returns the epochs of which blocks are held, oldest first and 1,024 at

@@ -24,13 +24,16 @@ type Stats struct {
 	State     State
 	LastError string // of the last commit that failed, "" if none did
 
-	Blocks, Samples, Bytes int64         // held; Bytes as MaxBytes counts them
-	OldestAge              time.Duration // running time since the oldest block held was committed; 0 without blocks
-	Waiting                int           // samples that wait for a commit
-	LostRecords            int           // not yet confirmed
+	// What waits for the cloud; bytes as MaxBytes counts them.
+	Blocks, Samples, Bytes int64
+	OldestAge              time.Duration // running time since the oldest of them was committed; 0 without blocks
+	// What the cloud stored, and is kept while there is room.
+	KeptBlocks, KeptSamples, KeptBytes int64
+	Waiting                            int // samples that wait for a commit
+	LostRecords                        int // not yet confirmed
 
 	Appended uint64            // samples committed
-	Acked    uint64            // samples deleted because the cloud has them
+	Acked    uint64            // samples that the cloud called stored
 	Evicted  map[string]uint64 // samples deleted, by cause: max_bytes, max_age, free_reserve
 	Damaged  uint64            // blocks found damaged when they were read
 
@@ -110,13 +113,17 @@ func (s *status) state() State {
 func (b *Buffer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	backlog := b.backlog()
 	s := Stats{
 		Epoch:          b.epoch,
 		State:          b.status.state(),
 		LastError:      b.status.lastError,
-		Blocks:         b.held.blocks,
-		Samples:        b.held.samples,
-		Bytes:          b.held.bytes,
+		Blocks:         backlog.blocks,
+		Samples:        backlog.samples,
+		Bytes:          backlog.bytes,
+		KeptBlocks:     b.kept.blocks,
+		KeptSamples:    b.kept.samples,
+		KeptBytes:      b.kept.bytes,
 		Waiting:        len(b.waiting.samples),
 		LostRecords:    len(b.lost),
 		Appended:       b.status.appended,
@@ -137,7 +144,7 @@ func (b *Buffer) Stats() Stats {
 		Ballast:         b.status.ballast,
 		BallastGiven:    b.status.ballastGiven,
 	}
-	if b.held.blocks > 0 {
+	if backlog.blocks > 0 {
 		s.OldestAge = time.Duration(b.clock.now()-b.oldest) * time.Millisecond
 	}
 	for c, n := range b.status.evicted {

@@ -36,15 +36,16 @@ type store struct {
 
 	prepared []*sql.Stmt // of conn: database/sql leaves it to us to close them
 
-	begin, commit, rollback                      *sql.Stmt
-	insertBlock, insertEpoch, sweepEpochs        *sql.Stmt
-	ackVictims, oldVictims, deleteBlocks, oldest *sql.Stmt
-	insertLost, updateLost, deleteLost           *sql.Stmt
-	probe, saveTally                             *sql.Stmt
-	markDamaged, victimAt, lastUpTo, firstAfter  *sql.Stmt
-	probeLost                                    *sql.Stmt
-	insertKeys, deleteKeys                       *sql.Stmt
-	read, after, upTo                            *sql.Stmt // of readDB
+	begin, commit, rollback                     *sql.Stmt
+	insertBlock, insertEpoch, sweepEpochs       *sql.Stmt
+	ackVictims, victimsIn, deleteBlocks, oldest *sql.Stmt
+	saveMark, deleteMark, countRun              *sql.Stmt
+	insertLost, updateLost, deleteLost          *sql.Stmt
+	probe, saveTally                            *sql.Stmt
+	markDamaged, victimAt, lastUpTo, firstAfter *sql.Stmt
+	probeLost                                   *sql.Stmt
+	insertKeys, deleteKeys                      *sql.Stmt
+	read, after, upTo                           *sql.Stmt // of readDB
 }
 
 // openStore opens the file at path, or makes it, and checks that SQLite took
@@ -189,8 +190,11 @@ func (s *store) prepare(ctx context.Context) error {
 		{&s.insertBlock, "INSERT INTO block (key, count, min_time, max_time, crc, committed, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"},
 		{&s.deleteBlocks, "DELETE FROM block WHERE key BETWEEN ?1 AND ?2"},
 		{&s.ackVictims, victim + "WHERE key BETWEEN ?1 AND ?2 AND key + count - 1 <= ?2 ORDER BY key LIMIT ?3"},
-		{&s.oldVictims, victim + "ORDER BY key LIMIT ?1"},
-		{&s.oldest, "SELECT committed FROM block ORDER BY key LIMIT 1"},
+		{&s.victimsIn, victim + "WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3"},
+		{&s.oldest, "SELECT key, committed FROM block WHERE key >= ?1 ORDER BY key LIMIT 1"},
+		{&s.saveMark, "INSERT OR REPLACE INTO stored (first, last, running_ms, blocks, samples, data_bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"},
+		{&s.deleteMark, "DELETE FROM stored WHERE first BETWEEN ?1 AND ?2"},
+		{&s.countRun, "SELECT count(*), coalesce(sum(count), 0), coalesce(sum(length(data)), 0) FROM block WHERE key BETWEEN ?1 AND ?2"},
 		{&s.probe, "SELECT count(*) FROM block WHERE key = ?1"},
 		{&s.insertEpoch, "INSERT INTO epoch (base, uuid) VALUES (?1, ?2)"},
 		// The first block behind the base is another epoch's, or there is none.
@@ -248,7 +252,8 @@ func (s *store) limitLog(ctx context.Context, pages int) error {
 // contents is what a file holds when it is opened.
 type contents struct {
 	held      totals
-	oldest    int64 // running ms
+	oldest    int64 // running ms, of what is not stored
+	marks     marks
 	runningMS int64
 	lastKey   int64 // of a block or an epoch
 	epochs    epochs
@@ -265,6 +270,16 @@ func (s *store) load(ctx context.Context) (contents, error) {
 	}
 	if err := s.loadLost(ctx, &c); err != nil {
 		return c, fmt.Errorf("read lost records: %w", contentError(err))
+	}
+	var err error
+	if c.marks, err = s.loadMarks(ctx); err != nil {
+		return c, fmt.Errorf("read what is stored: %w", contentError(err))
+	}
+	if kept := c.marks.sum(); kept.blocks > c.held.blocks || kept.samples > c.held.samples || kept.bytes > c.held.bytes {
+		c.marks = nil // sent again
+	}
+	if c.oldest, err = s.oldestOutside(c.marks, c.runningMS); err != nil {
+		return c, fmt.Errorf("find oldest block: %w", err)
 	}
 	if c.held.blocks < 0 || c.held.samples < 0 || c.held.bytes < 0 || c.lastKey < 0 || c.lastKey > maxKey {
 		return c, fmt.Errorf("%w: it counts %d blocks, %d samples, %d bytes, up to %d", errDamaged,
@@ -298,13 +313,12 @@ func (s *store) loadTotals(ctx context.Context, c *contents) error {
 	// clock saved with the tally may be later. Keys that the tally counted stay
 	// taken when their blocks are gone: what comes next is not in it.
 	row = s.conn.QueryRowContext(ctx, `SELECT
-		coalesce((SELECT committed FROM block ORDER BY key LIMIT 1), 0),
 		max(coalesce((SELECT committed FROM block ORDER BY key DESC LIMIT 1), 0), (SELECT running_ms FROM tally)),
 		max(coalesce((SELECT key + count - 1 FROM block ORDER BY key DESC LIMIT 1), 0), (SELECT upto FROM tally))`)
-	if err := row.Scan(&c.oldest, &c.runningMS, &c.lastKey); err != nil {
+	if err := row.Scan(&c.runningMS, &c.lastKey); err != nil {
 		return err
 	}
-	c.oldest, c.runningMS = runningOf(c.oldest), max(c.runningMS, 0)
+	c.runningMS = max(c.runningMS, 0)
 	return nil
 }
 
@@ -373,6 +387,26 @@ func (s *store) loadLost(ctx context.Context, c *contents) error {
 		c.lost = append(c.lost, r)
 	}
 	return rows.Err()
+}
+
+// oldestOutside returns when the oldest block that is not marked was
+// committed, in running ms, or none where there is none.
+func (s *store) oldestOutside(m marks, none int64) (int64, error) {
+	for from := int64(0); ; {
+		var key, committed int64
+		err := s.oldest.QueryRowContext(context.Background(), from).Scan(&key, &committed)
+		if errors.Is(err, sql.ErrNoRows) {
+			return none, nil
+		}
+		if err != nil {
+			return none, contentError(err)
+		}
+		end, marked := m.end(key, key)
+		if !marked {
+			return runningOf(committed), nil
+		}
+		from = end + 1
+	}
 }
 
 // checkpoint copies the log into the database and returns how many pages of it

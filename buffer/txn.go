@@ -3,6 +3,7 @@ package buffer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"touchline"
@@ -13,18 +14,21 @@ import (
 type txn struct {
 	b *Buffer
 
-	inserted, acked totals
-	evicted         [causes]totals
-	ackedLeft       map[int]*touchline.Ranges // acknowledged, but beyond this transaction's budget
-	lost            []lostChange
-	reported        []damagedBlock
-	nextSeq         uint64
-	epochSaved      bool
-	clock           int64 // running ms
-	tallied         bool
-	named           bool // keys of messages are in it
-	oldest          int64
-	more            bool
+	inserted, forgot totals
+	evicted          [causes]totals
+	marks            marks // of what is stored
+	marksChanged     bool
+	acked            int64                     // samples, newly stored
+	ackedLeft        map[int]*touchline.Ranges // acknowledged, but beyond this transaction's budget
+	lost             []lostChange
+	reported         []damagedBlock
+	nextSeq          uint64
+	epochSaved       bool
+	clock            int64 // running ms
+	tallied          bool
+	named            bool // keys of messages are in it
+	oldest           int64
+	more             bool
 
 	// After a COMMIT that failed, the file is asked for the block with this
 	// key: it was inserted by this transaction, or deleted by it.
@@ -34,7 +38,7 @@ type txn struct {
 
 // changed says whether the transaction changes the file.
 func (t *txn) changed() bool {
-	return t.inserted.blocks > 0 || t.acked.blocks > 0 || len(t.lost) > 0 || len(t.reported) > 0 || t.tallied || t.named
+	return t.inserted.blocks > 0 || t.forgot.blocks > 0 || t.evicted != [causes]totals{} || t.marksChanged || len(t.lost) > 0 || len(t.reported) > 0 || t.tallied || t.named
 }
 
 // totals of blocks. bytes is data and blockOverheadBytes for each.
@@ -74,6 +78,7 @@ func (b *Buffer) begin() (*txn, error) {
 		epochSaved: b.w.epochSaved,
 		clock:      b.clock.now(),
 		oldest:     b.oldest,
+		marks:      b.marks,
 	}, nil
 }
 
@@ -82,14 +87,21 @@ func (b *Buffer) begin() (*txn, error) {
 func (t *txn) fill(chores bool) error {
 	if chores {
 		budget := deleteBudget{blocks: maxDeleteBlocks, bytes: maxDeleteBytes}
-		if err := t.applyAcks(&budget); err != nil {
-			return fmt.Errorf("forget stored blocks: %w", err)
+		t.marks = slices.Clone(t.marks)
+		if err := t.unstore(); err != nil {
+			return fmt.Errorf("compare stored blocks: %w", err)
+		}
+		if err := t.applyAcks(); err != nil {
+			return fmt.Errorf("mark stored blocks: %w", err)
 		}
 		if err := t.confirmLost(); err != nil {
 			return fmt.Errorf("forget lost records: %w", err)
 		}
 		if err := t.reportDamaged(); err != nil {
 			return fmt.Errorf("record damaged blocks: %w", err)
+		}
+		if err := t.forget(&budget); err != nil {
+			return fmt.Errorf("forget stored blocks: %w", err)
 		}
 		if err := t.evict(&budget); err != nil {
 			return fmt.Errorf("evict blocks: %w", err)
@@ -100,6 +112,11 @@ func (t *txn) fill(chores bool) error {
 	}
 	if err := t.saveKeys(); err != nil {
 		return fmt.Errorf("save keys: %w", err)
+	}
+	if t.marksChanged {
+		if err := t.saveMarks(t.b.w.savedMarks); err != nil {
+			return fmt.Errorf("save marks: %w", err)
+		}
 	}
 	if err := t.tally(); err != nil {
 		return fmt.Errorf("tally blocks: %w", err)
@@ -168,13 +185,13 @@ func (b *Buffer) tallyDue() bool {
 	return b.held.blocks > 0 && b.clock.now()-b.w.talliedAt >= tallyInterval.Milliseconds()
 }
 
-func (t *txn) deletes() bool { return t.acked.blocks > 0 || t.evicted != [causes]totals{} }
+func (t *txn) deletes() bool { return t.forgot.blocks > 0 || t.evicted != [causes]totals{} }
 
 // held returns what the file holds with this transaction.
 func (t *txn) held() totals {
 	held := t.b.held
 	held.add(t.inserted)
-	held.subtract(t.acked)
+	held.subtract(t.forgot)
 	for _, n := range t.evicted {
 		held.subtract(n)
 	}
@@ -183,25 +200,19 @@ func (t *txn) held() totals {
 
 // findOldest looks for the age of the oldest block, where it may have changed.
 func (t *txn) findOldest() error {
-	if !t.deletes() {
-		if t.b.held.blocks == 0 {
+	if !t.deletes() && !t.marksChanged {
+		if t.b.backlog().blocks == 0 {
 			t.oldest = t.clock
 		}
 		return nil
 	}
-	rows, err := t.b.store.oldest.QueryContext(context.Background())
-	if err != nil {
-		return err
+	if t.held().blocks == t.marks.sum().blocks { // without a look at each mark
+		t.oldest = t.clock
+		return nil
 	}
-	defer rows.Close()
-	t.oldest = t.clock
-	if rows.Next() {
-		if err := rows.Scan(&t.oldest); err != nil {
-			return contentError(err)
-		}
-		t.oldest = runningOf(t.oldest)
-	}
-	return rows.Err()
+	var err error
+	t.oldest, err = t.b.store.oldestOutside(t.marks, t.clock)
+	return err
 }
 
 // rollback ends a transaction that failed before its COMMIT: nothing of it is
@@ -251,6 +262,9 @@ func (b *Buffer) settle() error {
 		took = rows == t.probeWant
 	}
 	b.w.unsettled = nil
+	if !took && t.marksChanged {
+		b.w.savedMarks = nil // without a block that tells, they may be there
+	}
 	if took {
 		t.apply()
 	} else {
@@ -267,17 +281,22 @@ func (t *txn) apply() {
 	if t.tallied {
 		b.w.talliedAt = t.clock
 	}
+	if t.marksChanged {
+		b.w.savedMarks = &t.marks
+	}
 	b.w.logPages += t.pages()
 	b.w.repeats.commit(t.clock)
 	b.w.written += int64(t.pages()) * pageBytes
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.acks.applied(t.ackedLeft)
+	b.unstoring = nil
+	b.marks, b.kept = t.marks, t.marks.sum()
 	b.applyLost(t.lost)
 	b.applyReported(t.reported)
 	b.held = t.held()
 	b.status.appended += uint64(t.inserted.samples)
-	b.status.acked += uint64(t.acked.samples)
+	b.status.acked += uint64(t.acked)
 	if t.inserted.blocks > 0 {
 		b.status.commits++
 		b.status.lastCommit = time.Since(b.w.started)
@@ -298,6 +317,12 @@ func (t *txn) undo() {
 	t.b.mu.Lock()
 	defer t.b.mu.Unlock()
 	t.b.acks.failed()
+	for epoch, set := range t.b.unstoring {
+		for _, r := range *set {
+			add(t.b.unstored, epoch, r)
+		}
+	}
+	t.b.unstoring = nil
 	t.b.undoLost(t.lost)
 }
 
@@ -305,7 +330,7 @@ func (t *txn) undo() {
 // the data, and about six of trees and lists for each transaction that
 // inserts or deletes.
 func (t *txn) pages() int {
-	deleted := t.acked
+	deleted := t.forgot
 	for _, n := range t.evicted {
 		deleted.add(n)
 	}

@@ -96,12 +96,12 @@ func (b *Buffer) checkLimits() {
 	}
 	limit := ""
 	b.w.incoming = 0
-	if b.held.bytes >= b.opts.MaxBytes {
+	if b.backlog().bytes >= b.opts.MaxBytes {
 		limit = fmt.Sprintf("it holds max_bytes (%d)", b.opts.MaxBytes)
 	} else if short, err := b.shortage(); err != nil {
 		b.trouble(err)
 		return
-	} else if short > 0 {
+	} else if short > 0 && b.kept.blocks == 0 {
 		limit = b.spaceLimit()
 	}
 	b.mu.Lock()
