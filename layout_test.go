@@ -4,7 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -85,5 +89,31 @@ func TestLayout_ImportRule(t *testing.T) {
 	}
 	if seen < len(mayImport)/2 {
 		t.Errorf("go list named %d packages only", seen)
+	}
+}
+
+// What a fuzz target met once is tried by each make test.
+func TestLayout_EveryFuzzTargetHasSeeds(t *testing.T) {
+	declared := regexp.MustCompile(`(?m)^func (Fuzz\w+)\(f \*testing\.F\)`)
+	targets := 0
+	err := fs.WalkDir(os.DirFS("."), ".", func(name string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(name)
+		for _, found := range declared.FindAllSubmatch(text, -1) {
+			targets++
+			seeds, err := os.ReadDir(filepath.Join(filepath.Dir(name), "testdata", "fuzz", string(found[1])))
+			if err != nil || len(seeds) == 0 {
+				t.Errorf("%s of %s has no seeds in testdata/fuzz: run make fuzz, and keep what it finds or write one", found[1], name)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if targets < 30 {
+		t.Errorf("%d targets were found", targets)
 	}
 }

@@ -123,13 +123,12 @@ func FuzzOpen(f *testing.F) {
 // they are, and reading them page by page ends.
 func FuzzInspect(f *testing.F) {
 	img := smallImage(f)
-	f.Add(img.db(), img.log())
+	f.Add(img.db()[:3*pageBytes], img.log()[:logHeadBytes+2*frameBytes])
 	f.Add(img.db()[:pageBytes], []byte{})
 	f.Add(img.db()[:100], img.log()[:logHeadBytes])
 	f.Add([]byte{}, img.log()[:logHeadBytes+frameBytes])
 	f.Add([]byte("SQLite format 3\x00"), []byte{0x37, 0x7f, 6, 0x82})
-	dir := f.TempDir()
-	path := filepath.Join(dir, databaseName)
+	path := filepath.Join(memoryFolder(f), databaseName)
 	f.Fuzz(func(t *testing.T, db, log []byte) {
 		for suffix, content := range map[string][]byte{"": db, "-wal": log} {
 			if err := os.WriteFile(path+suffix, content, 0o600); err != nil {
@@ -160,8 +159,8 @@ func FuzzInspect(f *testing.F) {
 // FuzzReadLog reads any log: what is in force ends with a commit.
 func FuzzReadLog(f *testing.F) {
 	log := smallImage(f).log()
-	f.Add(log, uint32(3))
-	f.Add(log[:logHeadBytes+3*frameBytes], uint32(1<<32-1))
+	f.Add(log[:logHeadBytes+4*frameBytes], uint32(3))
+	f.Add(log[:logHeadBytes+2*frameBytes], uint32(1<<32-1))
 	f.Add(log[:logHeadBytes+frameBytes-1], uint32(0))
 	f.Fuzz(func(t *testing.T, log []byte, pages uint32) {
 		l, err := readLog(bytes.NewReader(log), int64(len(log)), pages)
@@ -185,7 +184,7 @@ func FuzzPage(f *testing.F) {
 	for n := 1; n*pageBytes < len(img.db()); n++ {
 		f.Add(img.db()[n*pageBytes:][:pageBytes])
 	}
-	db, err := os.Create(filepath.Join(f.TempDir(), "pages"))
+	db, err := os.Create(filepath.Join(memoryFolder(f), "pages"))
 	if err != nil {
 		f.Fatal(err)
 	}
