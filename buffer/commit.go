@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"touchline"
 	"touchline/wire"
 )
 
@@ -217,7 +216,7 @@ func (b *Buffer) encode(taken *batch) error {
 	for _, e := range taken.entries {
 		mine := rest[:e.count]
 		rest = rest[e.count:]
-		if err := b.encodeAll(mine); err != nil {
+		if err := b.encodeAll(&batch{samples: mine}); err != nil {
 			room += e.room
 			if e.done != nil {
 				e.done(fmt.Errorf("%w: %w", ErrSample, err))
@@ -235,13 +234,13 @@ func (b *Buffer) encode(taken *batch) error {
 	return b.encodeAll(b.fresh(taken))
 }
 
-// encodeAll puts the blocks of samples into b.w.blocks, numbered from
+// encodeAll puts the blocks of a batch into b.w.blocks, numbered from
 // b.w.nextSeq.
-func (b *Buffer) encodeAll(samples []touchline.Sample) error {
+func (b *Buffer) encodeAll(taken *batch) error {
 	w := &b.w
 	w.blocks, w.arena = w.blocks[:0], w.arena[:0]
 	seq := w.nextSeq
-	for rest := samples; len(rest) > 0; {
+	for rest := taken.samples; len(rest) > 0; {
 		if cap(w.arena)-len(w.arena) < wire.MaxBlockBytes {
 			w.arena = make([]byte, 0, max(2*cap(w.arena), 2*wire.MaxBlockBytes)) // earlier blocks keep the old one
 		}

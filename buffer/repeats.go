@@ -29,8 +29,8 @@ CREATE TABLE arrival (
 type repeats struct {
 	window *seen.Window // nil: off
 	keys   *seen.Keys
-	fresh  []touchline.Sample // of the batch at hand, where some of it are repeats
-	drop   []seen.Verdict     // by key of the entry at hand
+	rest   batch          // the batch at hand without its repeats, where it has any
+	drop   []seen.Verdict // by key of the entry at hand
 
 	samples, byKey uint64 // found in the batch at hand
 }
@@ -78,8 +78,9 @@ func cloneKeys(a touchline.Arrival) []touchline.Key {
 	return slices.Clone(a.Keys)
 }
 
-// fresh returns the samples of a batch that are to be stored.
-func (b *Buffer) fresh(taken *batch) []touchline.Sample {
+// fresh returns the batch without what is not to be stored: the batch itself
+// where that is nothing, as it mostly is.
+func (b *Buffer) fresh(taken *batch) *batch {
 	r := &b.w.repeats
 	r.samples, r.byKey = 0, 0
 	now := b.clock.now()
@@ -87,54 +88,63 @@ func (b *Buffer) fresh(taken *batch) []touchline.Sample {
 		r.window.Advance(now)
 	}
 	r.keys.Advance(now)
-	clear(r.fresh) // the strings of an earlier batch
-	if r.fresh = r.fresh[:0]; cap(r.fresh) > keepSamples {
-		r.fresh = nil
-	}
+	r.clearRest()
 	dropped, rest := false, taken.samples
 	for i := range taken.entries {
 		e := &taken.entries[i]
 		mine := rest[:e.count]
-		before := len(taken.samples) - len(rest)
 		rest = rest[e.count:]
-		if r.window == nil && len(e.keys) == 0 {
-			if dropped {
-				r.fresh = append(r.fresh, mine...)
-			}
-			continue
-		}
 		r.judge(e)
-		key := 0
-		for j := range mine {
+		kept := 0
+		for j, key := 0, 0; j < len(mine); j++ {
 			for key < len(e.keys) && j >= e.keys[key].First+e.keys[key].Count {
 				key++
 			}
-			verdict := seen.New
-			if key < len(e.keys) && j >= e.keys[key].First {
-				verdict = r.drop[key]
+			named := key < len(e.keys) && j >= e.keys[key].First
+			if named && r.drop[key] != seen.New || r.repeats(&mine[j]) {
+				if named && r.drop[key] == seen.Repeated {
+					r.byKey++
+				}
+				if !dropped { // all before it is kept
+					dropped = true
+					r.rest.samples = append(r.rest.samples, taken.samples[:len(taken.samples)-len(rest)-len(mine)+j]...)
+					r.rest.entries = append(r.rest.entries, taken.entries[:i]...)
+				}
+				continue
 			}
-			known := verdict != seen.New
-			switch {
-			case verdict == seen.Repeated:
-				r.byKey++
-			case known:
-			case r.window != nil && !mine[j].Stamped && !r.window.Fresh(&mine[j]):
-				r.samples++
-				known = true
+			kept++
+			if dropped {
+				r.rest.samples = append(r.rest.samples, mine[j])
 			}
-			switch {
-			case known && !dropped:
-				dropped = true
-				r.fresh = append(r.fresh, taken.samples[:before+j]...)
-			case !known && dropped:
-				r.fresh = append(r.fresh, mine[j])
-			}
+		}
+		if dropped {
+			r.rest.entries = append(r.rest.entries, *e)
+			r.rest.entries[i].count = kept
 		}
 	}
 	if dropped {
-		return r.fresh
+		return &r.rest
 	}
-	return taken.samples
+	return taken
+}
+
+// repeats says whether the window has a sample, and puts it there.
+func (r *repeats) repeats(s *touchline.Sample) bool {
+	if r.window == nil || s.Stamped || r.window.Fresh(s) {
+		return false
+	}
+	r.samples++
+	return true
+}
+
+// clearRest lets go of what an earlier batch left.
+func (r *repeats) clearRest() {
+	if cap(r.rest.samples) > keepSamples {
+		r.rest.samples, r.rest.entries = nil, nil
+	}
+	clear(r.rest.samples)
+	clear(r.rest.entries)
+	r.rest.samples, r.rest.entries = r.rest.samples[:0], r.rest.entries[:0]
 }
 
 // judge decides which messages of an append are dropped.
