@@ -26,6 +26,7 @@ func BenchmarkAppend(b *testing.B) {
 	for _, bench := range []struct {
 		producers, window, each int
 		interval                time.Duration
+		repeats                 time.Duration // window
 	}{
 		{producers: 1, window: 1, each: 1},
 		{producers: 1, window: 1, each: 1000},
@@ -33,12 +34,14 @@ func BenchmarkAppend(b *testing.B) {
 		{producers: 300, window: 50, each: 5},
 		{producers: 300, window: 50, each: 1, interval: 10 * time.Millisecond},
 		{producers: 300, window: 50, each: 5, interval: 10 * time.Millisecond},
+		{producers: 300, window: 50, each: 5, interval: 10 * time.Millisecond, repeats: 10 * time.Second},
 	} {
-		name := fmt.Sprintf("producers=%d/window=%d/samples=%d/interval=%s", bench.producers, bench.window, bench.each, bench.interval)
+		name := fmt.Sprintf("producers=%d/window=%d/samples=%d/interval=%s/repeats=%s", bench.producers, bench.window, bench.each, bench.interval, bench.repeats)
 		b.Run(name, func(b *testing.B) {
 			opts := testOptions(b)
 			opts.CommitInterval = bench.interval
 			opts.MaxBytes = 8 << 30
+			opts.RepeatWindow, opts.RepeatBytes = bench.repeats, 8<<20
 			buffer := startBuffer(b, opts)
 			b.ReportAllocs()
 			cpu, written := cpuTime(b), writtenBytes(b)
@@ -119,6 +122,37 @@ func BenchmarkDrain(b *testing.B) {
 	if err := buffer.Evict(b.Context()); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// BenchmarkRecall measures what Open does to know what was stored last: as
+// much as the default memory holds. An operation is one opening.
+func BenchmarkRecall(b *testing.B) {
+	opts := testOptions(b)
+	opts.RepeatWindow, opts.RepeatBytes = 10*time.Minute, 8<<20
+	buffer := startBuffer(b, opts)
+	for i := range 150 {
+		mustAppend(b, buffer, numbered(2000*i, 2000))
+	}
+	if err := buffer.Close(); err != nil {
+		b.Fatal(err)
+	}
+	known := 0
+	for b.Loop() {
+		b.StopTimer()
+		buffer = openBuffer(b, opts)
+		buffer.w.repeats = newRepeats(&opts)
+		b.StartTimer()
+		if err := buffer.recall(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		known = buffer.w.repeats.window.Len()
+		if err := buffer.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(known), "samples")
 }
 
 func cpuTime(b *testing.B) time.Duration {

@@ -47,7 +47,9 @@ const (
 // Samples are entries of a queue in the order of their commits, and are found
 // by a table of hashes, whose chains run from an entry to older ones. What
 // leaves the queue need not leave the table: a chain ends where its entries
-// are gone. An entry takes 24 bytes and 2 to 8 of the table: 8 MiB hold some
+// are gone. Sensors send in the order of time, so most samples are later than
+// all of their series and need no look-up; entries are put into the table when
+// the first one does. An entry takes 24 bytes and 2 to 8 of the table: 8 MiB hold some
 // 290,000 numbers, the last 10 s at 29,000 samples/s.
 type Window struct {
 	span     int64 // ms
@@ -58,6 +60,7 @@ type Window struct {
 	chunks     []*[chunkEntries]entry // the first one has tail
 	tail, head uint32                 // entries in [tail, head)
 	committed  uint32                 // entries in [committed, head) are of the commit at hand
+	indexed    uint32                 // entries in [tail, indexed) are in the table
 	buckets    []uint32               // number of the youngest entry of each chain
 	spare      *[chunkEntries]entry
 
@@ -150,8 +153,7 @@ func (w *Window) Fresh(s *touchline.Sample) bool {
 	id := w.seriesOf(s)
 	in := &w.series[id]
 	value, text := w.valueOf(s)
-	at := w.bucket(id, s.Time, value, text)
-	if in.entries > 0 && s.Time <= in.latest && w.has(at, id, s.Time, value, text) {
+	if in.entries > 0 && s.Time <= in.latest && w.has(id, s.Time, value, text) {
 		return false
 	}
 	if in.entries == 0 || s.Time > in.latest {
@@ -163,7 +165,7 @@ func (w *Window) Fresh(s *touchline.Sample) bool {
 		w.texts = append(w.texts, strings.Clone(text))
 		w.bytes += textBytes + len(text)
 	}
-	w.push(at, entry{time: s.Time, value: value, series: id})
+	w.push(entry{time: s.Time, value: value, series: id})
 	w.makeRoom()
 	return true
 }
@@ -187,11 +189,11 @@ func (w *Window) TakeBack() {
 	for w.head != w.committed {
 		w.head--
 		e := w.entry(w.head)
-		text := ""
-		if isText(w.series[e.series].key.kind) {
-			text = w.texts[len(w.texts)-1]
+		text := w.textOf(e)
+		if w.indexed == w.head+1 {
+			w.buckets[w.bucket(e.series, e.time, e.value, text)] = e.older
+			w.indexed = w.head
 		}
-		w.buckets[w.bucket(e.series, e.time, e.value, text)] = e.older
 		if isText(w.series[e.series].key.kind) {
 			w.bytes -= textBytes + len(text)
 			w.texts = w.texts[:len(w.texts)-1]
@@ -236,10 +238,11 @@ func (w *Window) bucket(id uint32, time int64, value uint64, text string) uint32
 	return uint32(high^low) & uint32(len(w.buckets)-1)
 }
 
-// has walks a chain.
-func (w *Window) has(at, id uint32, time int64, value uint64, text string) bool {
+// has walks the chain in which an entry would be.
+func (w *Window) has(id uint32, time int64, value uint64, text string) bool {
+	w.index()
 	textual := isText(w.series[id].key.kind)
-	for n := w.buckets[at]; n-w.tail < w.head-w.tail; {
+	for n := w.buckets[w.bucket(id, time, value, text)]; n-w.tail < w.head-w.tail; {
 		e := w.entry(n)
 		if e.time == time && e.series == id {
 			if textual && w.texts[e.value-w.firstText] == text || !textual && e.value == value {
@@ -260,8 +263,8 @@ func (w *Window) entry(n uint32) *entry {
 	return &w.chunks[(n-first)/chunkEntries][n%chunkEntries]
 }
 
-// push appends an entry and makes it the youngest of its chain.
-func (w *Window) push(at uint32, e entry) {
+// push appends an entry.
+func (w *Window) push(e entry) {
 	if w.head%chunkEntries == 0 || len(w.chunks) == 0 {
 		if w.spare == nil {
 			w.spare = new([chunkEntries]entry)
@@ -269,12 +272,7 @@ func (w *Window) push(at uint32, e entry) {
 		w.chunks = append(w.chunks, w.spare)
 		w.spare = nil
 	}
-	e.older = w.buckets[at]
-	if w.head == w.tail || e.older-w.tail >= w.head-w.tail {
-		e.older = w.head // there is none: an entry is not older than itself
-	}
 	w.chunks[len(w.chunks)-1][w.head%chunkEntries] = e
-	w.buckets[at] = w.head
 	w.head++
 }
 
@@ -310,27 +308,32 @@ func (w *Window) fitBuckets() {
 	}
 }
 
-// rebuild makes another table: some 5 ms for 300,000 entries, and no more
-// often than their number doubles or falls to a sixteenth.
+// rebuild makes another table, which is filled when it is needed.
 func (w *Window) rebuild(n int) {
 	w.buckets = make([]uint32, n)
-	for i := range w.buckets {
-		w.buckets[i] = w.head // beyond all entries: none
-	}
-	text := w.firstText
-	for n := w.tail; n != w.head; n++ {
+	w.indexed = w.tail
+}
+
+// index puts the entries into the table that are not there yet: some 100 ns
+// each, so that the first look-up after 300,000 samples takes 30 ms.
+func (w *Window) index() {
+	for n := w.indexed; n != w.head; n++ {
 		e := w.entry(n)
-		value := ""
-		if isText(w.series[e.series].key.kind) {
-			value = w.texts[text-w.firstText]
-			text++
-		}
-		at := w.bucket(e.series, e.time, e.value, value)
-		if e.older = w.buckets[at]; e.older == w.head {
-			e.older = n
+		at := w.bucket(e.series, e.time, e.value, w.textOf(e))
+		if e.older = w.buckets[at]; e.older-w.tail >= n-w.tail {
+			e.older = n // there is none: an entry is not older than itself
 		}
 		w.buckets[at] = n
 	}
+	w.indexed = w.head
+}
+
+// textOf returns the text of an entry, "" where it is none.
+func (w *Window) textOf(e *entry) string {
+	if !isText(w.series[e.series].key.kind) {
+		return ""
+	}
+	return w.texts[e.value-w.firstText]
 }
 
 func (w *Window) dropUpTo(end uint32) {
@@ -351,6 +354,9 @@ func (w *Window) drop() {
 	w.release(e.series)
 	if w.committed == w.tail {
 		w.committed++ // it was of the commit at hand
+	}
+	if w.indexed == w.tail {
+		w.indexed++
 	}
 	w.tail++
 	if w.tail%chunkEntries == 0 {

@@ -64,7 +64,7 @@ func TestWindow_IsAList(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &windowModel{span: 100}
 		w := NewWindow(100*time.Millisecond, 16<<20)
-		w.tail, w.head, w.committed = math.MaxUint32-700, math.MaxUint32-700, math.MaxUint32-700 // the numbers wrap
+		w.tail, w.head, w.committed, w.indexed = math.MaxUint32-700, math.MaxUint32-700, math.MaxUint32-700, math.MaxUint32-700 // the numbers wrap
 		check := func(s touchline.Sample) {
 			want := !m.has(s)
 			if got := w.Fresh(&s); got != want {
@@ -168,6 +168,7 @@ func TestWindow_ChainsStayShort(t *testing.T) {
 	for i := range 200_000 {
 		w.Fresh(&touchline.Sample{Sensor: "s", Metric: "m", Time: 1, Value: touchline.NumberValue(float64(i))})
 	}
+	w.index()
 	longest := 0
 	for _, n := range w.buckets {
 		length := 0
