@@ -33,7 +33,7 @@ type memStore struct {
 	refused int   // how often
 	samples []touchline.Sample
 	keys    []touchline.Key // as they came
-	discard bool // keep no samples: for benchmarks
+	discard bool            // keep no samples: for benchmarks
 	failIf  func([]touchline.Sample) error
 	reverse bool // answers the latest append first
 	changed chan struct{}
