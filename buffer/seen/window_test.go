@@ -82,7 +82,7 @@ func TestWindow_IsAList(t *testing.T) {
 			},
 			"add many": func(t *rapid.T) {
 				first := rapid.Int64Range(100, 200_000).Draw(t, "first")
-				for i := range int64(rapid.IntRange(1, 3000).Draw(t, "samples")) {
+				for i := range int64(rapid.IntRange(1, 1200).Draw(t, "samples")) {
 					w.Fresh(&touchline.Sample{Sensor: "many", Metric: "m", Time: first + i, Value: touchline.NumberValue(1)})
 				}
 			},
@@ -134,7 +134,7 @@ func TestWindow_ForgetsTheOldestWhereThereIsNoRoom(t *testing.T) {
 		func(i int) touchline.Value { return touchline.TextValue(fmt.Sprintf("%040d", i)) },
 	} {
 		w := NewWindow(time.Hour, 256<<10)
-		const n = 100_000
+		const n = 40_000
 		sample := func(i int) *touchline.Sample {
 			return &touchline.Sample{Sensor: fmt.Sprintf("s%d", i%50), Metric: "m", Time: int64(i), Value: value(i)}
 		}
@@ -165,7 +165,7 @@ func TestWindow_ForgetsTheOldestWhereThereIsNoRoom(t *testing.T) {
 // chain stays short where sensor, metric and time are all the same.
 func TestWindow_ChainsStayShort(t *testing.T) {
 	w := NewWindow(time.Hour, 8<<20)
-	for i := range 200_000 {
+	for i := range 60_000 {
 		w.Fresh(&touchline.Sample{Sensor: "s", Metric: "m", Time: 1, Value: touchline.NumberValue(float64(i))})
 	}
 	w.index()
