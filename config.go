@@ -77,6 +77,7 @@ type BufferConfig struct {
 	FreeReserve    config.Size     `toml:"free_reserve"`
 	WhenFull       string          `toml:"when_full"`
 	CommitInterval config.Duration `toml:"commit_interval"`
+	ImportKeys     []string        `toml:"import_keys"`
 }
 
 // UplinkConfig is the table [uplink].
@@ -192,6 +193,11 @@ func (b *BrokerConfig) check(key string, report func(key, problem string)) {
 }
 
 func (c *BufferConfig) check(report func(key, problem string)) {
+	for _, s := range c.ImportKeys {
+		if _, _, err := ParseTrust(s); err != nil {
+			report("buffer.import_keys", err.Error())
+		}
+	}
 	if c.MaxBytes < 1<<20 {
 		report("buffer.max_bytes", fmt.Sprintf("%s is too little: want at least 1MiB", c.MaxBytes))
 	}

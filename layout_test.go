@@ -18,7 +18,7 @@ import (
 // directly. sensors, buffer and uplink never know one another: daemon is the
 // only package that knows them all.
 var mayImport = map[string][]string{
-	"touchline":                     {"touchline/config"},
+	"touchline":                     {"touchline/config", "touchline/identity"},
 	"touchline/config":              {},
 	"touchline/wire":                {"touchline"},
 	"touchline/payload":             {"touchline"},
@@ -34,10 +34,10 @@ var mayImport = map[string][]string{
 	"touchline/cloud/recordertest":  {"touchline", "touchline/wire", "touchline/cloud", "touchline/identity"},
 	"touchline/systemd":             {},
 	"touchline/installer":           {"touchline/systemd"},
-	"touchline/daemon":              {"touchline", "touchline/wire", "touchline/clock", "touchline/sensors", "touchline/buffer", "touchline/uplink"},
+	"touchline/daemon":              {"touchline", "touchline/wire", "touchline/clock", "touchline/sensors", "touchline/buffer", "touchline/uplink", "touchline/identity", "touchline/archive", "touchline/relay"},
 	"touchline/relay":               {"touchline", "touchline/wire", "touchline/archive"},
 	"touchline/simulator":           {"touchline", "touchline/payload"},
-	"touchline/cmd/touchline":       {"touchline", "touchline/config", "touchline/daemon", "touchline/installer", "touchline/simulator"},
+	"touchline/cmd/touchline":       {"touchline", "touchline/config", "touchline/archive", "touchline/daemon", "touchline/installer", "touchline/simulator"},
 	"touchline/cmd/touchline-cloud": {"touchline", "touchline/identity", "touchline/cloud", "touchline/cloud/sqlite"},
 	"touchline/cmd/demo":            {"touchline", "touchline/daemon", "touchline/cloud", "touchline/cloud/sqlite", "touchline/simulator"},
 	"touchline/bench":               {},

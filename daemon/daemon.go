@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"touchline"
 	"touchline/buffer"
 	"touchline/clock"
+	"touchline/relay"
 	"touchline/sensors"
 	"touchline/uplink"
 )
@@ -42,6 +44,8 @@ type Daemon struct {
 	samples  *sensors.HTTP     // nil: off
 	listener net.Listener      // of HTTP; nil: off
 	uplink   *uplink.Uplink    // nil: this gateway just buffers
+	relay    *relay.Relay
+	admin    *admin // nil: the folder has no socket
 	rate     rate
 }
 
@@ -91,6 +95,13 @@ func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daem
 			return nil, err
 		}
 	}
+	if d.relay, err = relay.New(relayOptions(c), logger); err != nil {
+		return nil, err
+	}
+	if err := d.relay.Tidy(); err != nil {
+		d.logger.Warn("what an import left can't be removed", "error", err)
+	}
+	d.listenAdmin(logger)
 	return d, nil
 }
 
@@ -208,6 +219,17 @@ func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
 	return err
 }
 
+// relayFolder is where archives of other gateways wait, in the data folder.
+const relayFolder = "relay"
+
+func relayOptions(c touchline.Config) relay.Options {
+	return relay.Options{
+		Dir: filepath.Join(c.Gateway.Data, relayFolder), FreeReserve: int64(c.Buffer.FreeReserve), URLs: c.Uplink.URLs,
+		Gateway: c.Gateway.ID, Token: func() (string, error) { return firstLine(c.Uplink.TokenFile) },
+		Software: "touchline/" + touchline.Version, BackoffBase: time.Duration(c.Uplink.ReconnectMin), BackoffCap: time.Duration(c.Uplink.ReconnectMax),
+	}
+}
+
 func (d *Daemon) newBroker(b touchline.BrokerConfig, logger *slog.Logger) (_ *sensors.Broker, err error) {
 	password := ""
 	if b.PasswordFile != "" {
@@ -273,6 +295,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.uplink != nil {
 		group.Go(func() error { return d.uplink.Run(groupCtx) })
 	}
+	group.Go(func() error { return d.relay.Run(groupCtx) })
+	if d.admin != nil {
+		group.Go(func() error { return d.admin.run(groupCtx) })
+	}
 	d.logger.Info("running", "gateway", d.config.Gateway.ID, "version", touchline.Version, "data", d.config.Gateway.Data,
 		"mqtt", d.MQTTAddr(), "http", d.HTTPAddr(), "uplink", d.config.Uplink.URLs)
 
@@ -306,6 +332,9 @@ func (d *Daemon) Close() error {
 	}
 	if d.mqtt != nil {
 		errs = append(errs, d.mqtt.Close())
+	}
+	if d.admin != nil { // while the folder is still ours
+		errs = append(errs, d.admin.close())
 	}
 	if d.buffer != nil { // last: the others may still be waiting for it
 		errs = append(errs, d.buffer.Close())

@@ -18,6 +18,16 @@ type Status struct {
 	Sensors SensorsStatus `json:"sensors"`
 	Buffer  BufferStatus  `json:"buffer"`
 	Uplink  UplinkStatus  `json:"uplink"`
+	Relay   RelayStatus   `json:"relay"`
+}
+
+// RelayStatus says how the archives of other gateways get on to the cloud.
+type RelayStatus struct {
+	Waiting   int    `json:"waiting"` // archives
+	Bytes     int64  `json:"bytes"`
+	Delivered uint64 `json:"delivered"` // archives, since the start
+	Segments  uint64 `json:"segments"`
+	LastError string `json:"last_error,omitempty"`
 }
 
 // ListenStatus has the addresses, "off" where there is none.
@@ -121,6 +131,7 @@ func (d *Daemon) Status() Status {
 		Sensors: d.sensorsStatus(),
 		Buffer:  d.bufferStatus(),
 		Uplink:  d.uplinkStatus(),
+		Relay:   RelayStatus(d.relay.Stats()),
 	}
 }
 

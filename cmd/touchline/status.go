@@ -123,6 +123,12 @@ func printStatus(out io.Writer, s daemon.Status) {
 		line("", "last error: %s", s.Buffer.LastError)
 	}
 	printUplink(line, s)
+	if s.Relay.Waiting > 0 {
+		line("relay", "%d archives of other gateways (%s) wait for the cloud", s.Relay.Waiting, config.Size(s.Relay.Bytes).Short())
+		if s.Relay.LastError != "" {
+			line("", "last error: %s", s.Relay.LastError)
+		}
+	}
 	for i, sensor := range s.Sensors.Seen {
 		if i == shownSensors {
 			fmt.Fprintf(out, "  … and %d more (--json has all)\n", len(s.Sensors.Seen)-i)
