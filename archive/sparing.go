@@ -19,7 +19,7 @@ type Sparing struct {
 
 // spareStep is how much is written from one look at the disk to the next; as
 // much is left beyond the reserve, for what others write meanwhile.
-const spareStep = 1 << 20
+const spareStep = 256 << 10
 
 // NewSparing returns a writer to a file in dir that ends with an error before
 // less than reserve is free there, or when ctx ends.
