@@ -47,6 +47,10 @@ var (
 	descCommits       = describe("buffer_commits_total", "Commits, each one sync.")
 	descCommitErrors  = describe("buffer_commit_errors_total", "Commits that failed.")
 
+	descRelayWaiting   = describe("relay_archives", "Archives of other gateways that wait for the cloud.")
+	descRelayBytes     = describe("relay_bytes", "Bytes on the disk of archives of other gateways.")
+	descRelayDelivered = describe("relay_delivered_archives_total", "Archives of other gateways that the cloud has stored.")
+
 	descUplinkState    = describe("uplink_state", "1 for the state that the uplink is in.", "state")
 	descUplinkSessions = describe("uplink_sessions_total", "Sessions that the cloud welcomed.")
 	descUplinkDials    = describe("uplink_dials_total", "Attempts to connect.")
@@ -111,6 +115,10 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descKeysForgotten, s.Buffer.Repeats.KeysForgotten)
 	counter(descCommits, s.Buffer.Commits)
 	counter(descCommitErrors, s.Buffer.CommitErrors)
+
+	gauge(descRelayWaiting, float64(s.Relay.Waiting))
+	gauge(descRelayBytes, float64(s.Relay.Bytes))
+	counter(descRelayDelivered, s.Relay.Delivered)
 
 	gauge(descUplinkState, 1, string(s.Uplink.State))
 	counter(descUplinkSessions, s.Uplink.Sessions)
