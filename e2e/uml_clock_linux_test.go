@@ -19,9 +19,6 @@ const clockHeartbeat = 3 * time.Second
 // a session, which must not be dropped by it.
 func TestUML_ClockJumps(t *testing.T) {
 	if !uml.Inside() {
-		if !long() {
-			t.Skip("takes a guest of a minute: TOUCHLINE_TEST_LONG=1 (make test-long) runs it")
-		}
 		needGuests(t)
 		boot(t, guestOptions{shared: t.TempDir()}).finish()
 		return

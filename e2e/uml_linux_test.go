@@ -47,9 +47,13 @@ type guestOptions struct {
 	env    string // assignments for sh
 }
 
-// needGuests skips the test, with the reason, where no guest can run.
+// needGuests skips the test, with the reason, where no guest can run, or where
+// its minutes are not to be taken.
 func needGuests(t *testing.T) {
 	t.Helper()
+	if !long() {
+		t.Skip("starts kernels, for minutes: TOUCHLINE_TEST_LONG=1 (make test-long) runs it")
+	}
 	if why := uml.Missing(); why != "" {
 		t.Skip(why)
 	}

@@ -3,25 +3,33 @@ package e2e
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
+	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"syscall"
+	"time"
 
 	"touchline"
 	"touchline/buffer"
 	"touchline/cloud/sqlite"
+	"touchline/internal/uml"
 	"touchline/wire"
 )
 
 // remains is what a power cut left: the gateway's disk and the cloud's, and
-// what the clients knew when it came.
+// what the clients knew when it came. It serves one goroutine.
 type remains struct {
 	*writes
 	images, mounts [2]string
-	known          int // entries of the log that were learned from
+	replay         *uml.Replay
+	known          int // positions of the log that were learned from
 	crowd          *crowd
 	decoder        *wire.Decoder
 	decoded        map[blockKey][]sampleKey // blocks are the same at many points
@@ -41,11 +49,18 @@ var (
 	unknownSample = sampleKey{-2, 0}
 )
 
+// newRemains works in a folder, which it makes.
 func newRemains(w *writes, dir string) *remains {
-	e := &remains{writes: w, crowd: &crowd{progress: &progress{}}, decoder: wire.NewDecoder(), decoded: make(map[blockKey][]sampleKey)}
+	w.t.Helper()
+	e := &remains{
+		writes: w, replay: uml.NewReplay(w.log, slices.Clone(w.base)), crowd: &crowd{progress: &progress{}},
+		decoder: wire.NewDecoder(), decoded: make(map[blockKey][]sampleKey),
+	}
 	for i, name := range []string{"gateway", "cloud"} {
 		e.images[i], e.mounts[i] = filepath.Join(dir, name+".img"), filepath.Join(dir, name)
-		tool(w.t, "mkdir", e.mounts[i])
+		if err := os.MkdirAll(e.mounts[i], 0o700); err != nil {
+			w.t.Fatal(err)
+		}
 	}
 	for i, o := range writeLogClients {
 		e.crowd.clients = append(e.crowd.clients, &client{clientOptions: o, sensor: sensorName(i, o)})
@@ -53,60 +68,72 @@ func newRemains(w *writes, dir string) *remains {
 	return e
 }
 
-// learn takes what the clients did and heard before a position.
-func (e *remains) learn(position int) {
-	e.t.Helper()
-	for ; e.known < position; e.known++ {
-		mark := e.log.Entries[e.known].Mark
-		if mark == "" || mark == "begin" || mark == "end" {
-			continue
-		}
-		said, err := parseEntry(mark)
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		e.crowd.clients[said.client].apply(said)
+// cut cuts the power at p, which is not before the last one.
+func (e *remains) cut(p cutAt, random *rand.Rand) error {
+	if err := e.replay.Advance(p.position); err != nil {
+		return err
 	}
+	for ; e.known < p.position; e.known++ {
+		if said, ok := e.said[e.known]; ok {
+			e.crowd.clients[said.client].apply(said)
+		}
+	}
+	return e.replay.Cut(p.loss, random, e.images[:]...)
 }
 
 // mount lets the host's kernel recover the file systems, and returns what
 // undoes it.
-func (e *remains) mount() (unmount func(), err error) {
+func (e *remains) mount() (unmount func() error, err error) {
 	var mounted []string
-	unmount = func() {
+	unmount = func() (err error) {
 		for _, dir := range mounted {
-			tool(e.t, "umount", dir)
+			err = errors.Join(err, unmountWhenIdle(dir))
 		}
+		return err
 	}
 	for i, image := range e.images {
 		if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop", image, e.mounts[i]).CombinedOutput(); err != nil {
-			unmount()
-			return nil, fmt.Errorf("mount what is left: %w: %s", err, out)
+			return nil, errors.Join(fmt.Errorf("mount what is left: %w: %s", err, out), unmount())
 		}
 		mounted = append(mounted, e.mounts[i])
 	}
 	return unmount, nil
 }
 
+// unmountWhenIdle unmounts. A process that another examiner has just forked has
+// our open files until it executes its program: the file system may be busy
+// for a moment.
+func unmountWhenIdle(dir string) error {
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		err := syscall.Unmount(dir, 0)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("unmount %s: %w", dir, errors.Join(err, syscall.Unmount(dir, syscall.MNT_DETACH)))
+		}
+		pause(context.Background(), time.Millisecond)
+	}
+}
+
 // examine opens buffer and record store as the programs do, and holds what
 // they have against what the clients knew.
-func (e *remains) examine() *verdict {
+func (e *remains) examine() (_ *verdict, err error) {
 	v := &verdict{by: map[string]uint64{}}
 	unmount, err := e.mount()
 	if err != nil {
-		v.find("%v", err)
-		return v
+		return v, err
 	}
-	defer unmount()
+	defer func() { err = errors.Join(err, unmount()) }()
 	ctx, cancel := context.WithTimeout(e.t.Context(), patience)
 	defer cancel()
-	rows := make([]map[int]uint32, len(e.crowd.clients))
-	for i := range rows {
-		rows[i] = make(map[int]uint32)
+	rows := make([][]uint32, len(e.crowd.clients))
+	for i, c := range e.crowd.clients {
+		rows[i] = make([]uint32, len(c.sent)*c.samples)
 	}
 	held := make(map[touchline.Position]sampleKey) // each number once, wherever it is
-	for _, source := range []func(context.Context, *verdict) ([]wire.Block, error){e.openCloud, e.openBuffer} {
-		blocks, err := source(ctx, v)
+	for _, open := range []func(context.Context, *verdict) ([]wire.Block, error){e.openCloud, e.openBuffer} {
+		blocks, err := open(ctx, v)
 		if err != nil {
 			v.find("%v", err)
 		}
@@ -122,8 +149,9 @@ func (e *remains) examine() *verdict {
 				case known && was != key:
 					v.find("number %d of epoch %s is one sample in the buffer, another in the cloud", at.Seq, at.Epoch)
 				case known || key == noSample:
-				case key == unknownSample:
+				case key == unknownSample || key.sample >= len(rows[key.client]):
 					v.foreign++
+					v.find("number %d of epoch %s is a sample that was not sent yet: %v", at.Seq, at.Epoch, key)
 				default:
 					rows[key.client][key.sample]++
 				}
@@ -131,18 +159,25 @@ func (e *remains) examine() *verdict {
 		}
 	}
 	for i, c := range e.crowd.clients {
-		dense := make([]uint32, len(c.sent)*c.samples)
-		for sample, n := range rows[i] {
-			if sample >= len(dense) {
-				v.foreign++
-				v.find("%s has %d, which was not sent yet", c.sensor, sample)
-				continue
-			}
-			dense[sample] = n
-		}
-		v.compare(c, dense)
+		v.compare(c, rows[i])
 	}
-	return v
+	return v, dense(held)
+}
+
+// dense says whether the numbers of each epoch have no hole: nothing was
+// evicted.
+func dense(held map[touchline.Position]sampleKey) error {
+	last, count := make(map[touchline.Epoch]uint64), make(map[touchline.Epoch]uint64)
+	for at := range held {
+		last[at.Epoch] = max(last[at.Epoch], at.Seq)
+		count[at.Epoch]++
+	}
+	for epoch, n := range count {
+		if last[epoch] != n {
+			return fmt.Errorf("epoch %s has %d numbers up to %d", epoch, n, last[epoch])
+		}
+	}
+	return nil
 }
 
 // keys says which samples a block has.
@@ -253,13 +288,13 @@ func (e *remains) openCloud(ctx context.Context, v *verdict) (blocks []wire.Bloc
 
 // start lets the programs go on with what is left until all of it is in the
 // cloud, and audits that.
-func (e *remains) start() *verdict {
+func (e *remains) start() (_ *verdict, err error) {
+	e.t.Helper()
 	unmount, err := e.mount()
 	if err != nil {
-		v := &verdict{}
-		v.find("%v", err)
-		return v
+		return &verdict{}, err
 	}
+	defer func() { err = errors.Join(err, unmount()) }()
 	s := &site{
 		t: e.t, cloudProgram: "touchline-cloud", gatewayProgram: "touchline", cloudPort: freePort(e.t), mqtt: freePort(e.t), http: freePort(e.t),
 		gatewayData: filepath.Join(e.mounts[0], "data"), cloudData: filepath.Join(e.mounts[1], "data"),
@@ -274,6 +309,5 @@ func (e *remains) start() *verdict {
 	s.drained()
 	v := s.audit(e.crowd)
 	s.gateway.terminate()
-	unmount()
-	return v
+	return v, nil
 }

@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"touchline/internal/uml"
@@ -32,11 +34,9 @@ func TestUML_EveryWriteIsACrashPoint(t *testing.T) {
 		writeLogInside(t)
 		return
 	}
-	if !long() {
-		t.Skip("takes minutes: TOUCHLINE_TEST_LONG=1 (make test-long) runs it")
-	}
 	w := recordWrites(t, 12, "touchline")
-	w.walk(2500, 100)
+	w.walk(2500)
+	w.startAt(25)
 	t.Logf("MEASURED log of writes, seed %d: %s", w.seed, w)
 	if w.broken > 0 {
 		t.Errorf("%d of %d points broke a promise:\n\t%s", w.broken, w.points, strings.Join(w.trouble, "\n\t"))
@@ -50,12 +50,9 @@ func TestUML_EveryWriteControlFails(t *testing.T) {
 		writeLogInside(t)
 		return
 	}
-	if !long() {
-		t.Skip("takes minutes: TOUCHLINE_TEST_LONG=1 (make test-long) runs it")
-	}
 	needGuests(t)
 	w := recordWrites(t, 2, mutant(t, "touchline", "mutant_sync_normal"))
-	w.walk(200, 0)
+	w.walk(200)
 	t.Logf("MEASURED control of the log of writes (synchronous=NORMAL), seed %d: %s", w.seed, w)
 	if w.lost == 0 {
 		t.Error("nothing was lost without syncs")
@@ -131,14 +128,15 @@ type writes struct {
 	t     *testing.T
 	seed  uint64
 	log   *uml.WriteLog
-	base  []byte // the disk before the first write
-	token string // of the gateway
-	begin int    // positions between which power is cut
+	said  map[int]entry // marks of the clients, by position
+	base  []byte        // the disk before the first write
+	token string        // of the gateway
+	begin int           // positions between which power is cut
 	end   int
 
 	points, programs, broken int
 	lost, doubled, foreign   int // samples, summed over the points
-	acked                    int // at the last point
+	acked                    int // at most
 	flushes, marks           int
 	by                       [uml.Losses]int // points
 	trouble                  []string
@@ -154,7 +152,7 @@ func (w *writes) String() string {
 func recordWrites(t *testing.T, kills int, gateway string) *writes {
 	t.Helper()
 	needGuests(t)
-	w := &writes{t: t, seed: crashSeed(t)}
+	w := &writes{t: t, seed: crashSeed(t), said: make(map[int]entry)}
 	t.Logf("TOUCHLINE_CRASH_SEED=%d", w.seed)
 	dir := t.TempDir()
 	disk, log := filepath.Join(dir, "disk"), filepath.Join(dir, "log")
@@ -193,9 +191,15 @@ func recordWrites(t *testing.T, kills int, gateway string) *writes {
 	if w.begin < 0 || w.end < w.begin {
 		t.Fatalf("the log of %d entries begins at %d and ends at %d: is it complete?", len(w.log.Entries), w.begin, w.end)
 	}
-	for _, e := range w.log.Entries[w.begin:w.end] {
+	for i, e := range w.log.Entries[:w.end] {
+		if i <= w.begin {
+			continue
+		}
 		if e.Mark != "" {
 			w.marks++
+			if w.said[i], err = parseEntry(e.Mark); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if e.Flush {
 			w.flushes++
@@ -212,8 +216,8 @@ type cutAt struct {
 
 // choose draws n crash points in order: half of them just before or after a
 // flush, half anywhere.
-func (w *writes) choose(n int) []cutAt {
-	random := rand.New(rand.NewPCG(w.seed, 1))
+func (w *writes) choose(n int, stream uint64) []cutAt {
+	random := rand.New(rand.NewPCG(w.seed, stream))
 	var edges []int
 	for i, e := range w.log.Entries[:w.end] {
 		if i > w.begin && e.Flush {
@@ -231,37 +235,66 @@ func (w *writes) choose(n int) []cutAt {
 	return points
 }
 
-// walk cuts the power at n points and examines what is left; at each
-// every-th, the programs are started on it.
-func (w *writes) walk(n, every int) {
+// examiners at work at once: mounting is waiting, mostly.
+const examiners = 6
+
+// walk cuts the power at n points and examines what is left.
+func (w *writes) walk(n int) {
 	w.t.Helper()
-	work := diskKinds[0].mount(w.t, 4*partMiB)
-	e := newRemains(w, work.dir)
-	replay := uml.NewReplay(w.log, w.base)
-	random := rand.New(rand.NewPCG(w.seed, 2))
-	for i, p := range w.choose(n) {
-		if err := replay.Advance(p.position); err != nil {
-			w.t.Fatal(err)
-		}
-		e.learn(p.position)
-		if err := replay.Cut(p.loss, random, e.images[:]...); err != nil {
-			w.t.Fatal(err)
-		}
-		w.points++
-		w.by[p.loss]++
-		with := e.examine
-		if every > 0 && i%every == every-1 {
-			w.programs++
-			with = e.start
-		}
-		v := with()
-		w.lost, w.doubled, w.foreign = w.lost+int(v.lost), w.doubled+int(v.doubled), w.foreign+int(v.foreign)
-		w.acked = int(v.acked)
-		if !v.holds() {
-			w.broken++
-			if len(w.trouble) < maxTrouble {
-				w.trouble = append(w.trouble, fmt.Sprintf("point %d, cut at %d, what was not flushed %s (%d writes): %s", i, p.position, p.loss, replay.Pending(), v))
+	// Each examiner has two images, which are sparse, and a replay in memory.
+	work := diskKinds[0].mount(w.t, examiners*2*partMiB)
+	var mu sync.Mutex // covers the counters of w
+	var all sync.WaitGroup
+	points := w.choose(n, 1)
+	for i := range examiners {
+		first := i * n / examiners
+		mine := points[first : (i+1)*n/examiners]
+		e := newRemains(w, filepath.Join(work.dir, strconv.Itoa(i)))
+		all.Go(func() {
+			for j, p := range mine {
+				err := e.cut(p, rand.New(rand.NewPCG(w.seed, uint64(2+first+j))))
+				v := &verdict{}
+				if err == nil {
+					v, err = e.examine()
+				}
+				mu.Lock()
+				w.add(p, v, err)
+				mu.Unlock()
 			}
+		})
+	}
+	all.Wait()
+}
+
+// startAt cuts the power at n points and starts the programs on what is left.
+func (w *writes) startAt(n int) {
+	w.t.Helper()
+	e := newRemains(w, filepath.Join(diskKinds[0].mount(w.t, 2*partMiB).dir, "0"))
+	for i, p := range w.choose(n, 1<<32) {
+		err := e.cut(p, rand.New(rand.NewPCG(w.seed, 1<<32+uint64(1+i))))
+		v := &verdict{}
+		if err == nil {
+			v, err = e.start()
 		}
+		w.programs++
+		w.add(p, v, err)
+	}
+}
+
+// add counts a point.
+func (w *writes) add(p cutAt, v *verdict, err error) {
+	if err != nil {
+		v.find("%v", err)
+	}
+	w.points++
+	w.by[p.loss]++
+	w.lost, w.doubled, w.foreign = w.lost+int(v.lost), w.doubled+int(v.doubled), w.foreign+int(v.foreign)
+	w.acked = max(w.acked, int(v.acked))
+	if v.holds() {
+		return
+	}
+	w.broken++
+	if len(w.trouble) < maxTrouble {
+		w.trouble = append(w.trouble, fmt.Sprintf("cut at %d, what was not flushed %s: %s", p.position, p.loss, v))
 	}
 }
