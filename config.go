@@ -76,6 +76,7 @@ type BufferConfig struct {
 	MaxAge         config.Duration `toml:"max_age"`
 	FreeReserve    config.Size     `toml:"free_reserve"`
 	WhenFull       string          `toml:"when_full"`
+	KeepStored     config.Duration `toml:"keep_stored"`
 	CommitInterval config.Duration `toml:"commit_interval"`
 	ImportKeys     []string        `toml:"import_keys"`
 }
@@ -206,6 +207,9 @@ func (c *BufferConfig) check(report func(key, problem string)) {
 	}
 	if c.MaxAge != 0 && c.MaxAge < 10e9 {
 		report("buffer.max_age", fmt.Sprintf("%s is too short: want at least 10s, or 0s for never", c.MaxAge))
+	}
+	if c.KeepStored < 0 {
+		report("buffer.keep_stored", fmt.Sprintf("%s is below nothing: want 0s or more", c.KeepStored))
 	}
 	if c.CommitInterval > 10e9 {
 		report("buffer.commit_interval", fmt.Sprintf("%s is too long: a sensor waits that long for its acknowledgement; want at most 10s", c.CommitInterval))

@@ -57,6 +57,7 @@ func (b *Buffer) Reconcile(stored []wire.EpochRanges) error {
 			}
 		}
 	}
+	b.status.lacked += missing
 	if missing > 0 {
 		b.log.Warn("the cloud lacks samples that it had called stored: they are sent again", "samples", missing)
 		signal(b.work)

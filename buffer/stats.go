@@ -34,6 +34,7 @@ type Stats struct {
 
 	Appended uint64            // samples committed
 	Acked    uint64            // samples that the cloud called stored
+	Lacked   uint64            // …and that it did not have any more later, by their numbers
 	Evicted  map[string]uint64 // samples deleted, by cause: max_bytes, max_age, free_reserve
 	Damaged  uint64            // blocks found damaged when they were read
 
@@ -94,6 +95,7 @@ type status struct {
 	commits, commitErrors    uint64
 	repeats                  repeatStats
 	lastCommit               time.Duration
+	lacked                   uint64
 	ballast                  int64
 	ballastGiven             bool
 }
@@ -128,6 +130,7 @@ func (b *Buffer) Stats() Stats {
 		LostRecords:    len(b.lost),
 		Appended:       b.status.appended,
 		Acked:          b.status.acked,
+		Lacked:         b.status.lacked,
 		Evicted:        make(map[string]uint64, causes),
 		Damaged:        b.status.damaged,
 		DamagedSamples: b.status.damagedSamples,

@@ -219,8 +219,9 @@ func (s *session) hello(m *wire.Hello) error {
 		return farewell{code: wire.CloseSuperseded, reason: "a newer session of this gateway took over"}
 	}
 	s.greeted = true
+	stored, complete := trimStored(stored, m.Epochs)
 	s.out.setWelcome(&wire.Welcome{
-		Store: store, Session: number, Stored: trimStored(stored, m.Epochs), Window: window,
+		Store: store, Session: number, Stored: stored, Complete: complete, Window: window,
 		MaxFrame: s.in.opts.MaxFrameBytes, Heartbeat: int(s.in.opts.Heartbeat.Milliseconds()), Time: time.Now(),
 	})
 	s.log.Info("gateway connected", "software", m.Software, "clock", m.Clock, "epochs", len(m.Epochs))
@@ -229,32 +230,38 @@ func (s *session) hello(m *wire.Hello) error {
 
 // trimStored leaves of stored what the gateway still holds, and of that what
 // a message can carry: an epoch takes at most 70 bytes and a range 36, and 4 KiB
-// are for the rest. What is left out is sent and acknowledged again.
-func trimStored(stored []wire.EpochRanges, held []wire.Held) []wire.EpochRanges {
+// are for the rest. What is left out is sent and acknowledged again; complete
+// says that nothing was.
+func trimStored(stored []wire.EpochRanges, held []wire.Held) (out []wire.EpochRanges, complete bool) {
 	const perEpoch, perRange = 70, 36
 	have := make(map[touchline.Epoch]touchline.Ranges, len(stored))
 	for _, er := range stored {
 		have[er.Epoch] = er.Ranges
 	}
 	room := wire.MaxMessageBytes - 4<<10
-	out := make([]wire.EpochRanges, 0, len(stored))
+	out = make([]wire.EpochRanges, 0, len(stored))
+	complete = true
 	for _, h := range held {
 		if room -= perEpoch; room < perRange {
-			break
+			return out, false
 		}
 		var keep touchline.Ranges
 		for _, r := range have[h.Epoch] {
 			r.First, r.Last = max(r.First, h.Oldest), min(r.Last, max(h.Next, 1)-1)
-			if r.First <= r.Last && room >= perRange {
-				room -= perRange
-				keep = append(keep, r)
+			if r.First > r.Last {
+				continue
 			}
+			if complete = room >= perRange; !complete {
+				break
+			}
+			room -= perRange
+			keep = append(keep, r)
 		}
 		if len(keep) > 0 {
 			out = append(out, wire.EpochRanges{Epoch: h.Epoch, Ranges: keep})
 		}
 	}
-	return out
+	return out, complete
 }
 
 // lost records an announcement and confirms it. It tries for one heartbeat.

@@ -116,6 +116,7 @@ func (d *Daemon) openBuffer(ctx context.Context, logger *slog.Logger) (err error
 		MaxAge:         time.Duration(d.config.Buffer.MaxAge),
 		FreeReserve:    int64(d.config.Buffer.FreeReserve),
 		WhenFull:       policy,
+		KeepStored:     time.Duration(d.config.Buffer.KeepStored),
 		CommitInterval: time.Duration(d.config.Buffer.CommitInterval),
 		Working:        stillOpening(),
 		RepeatWindow:   time.Duration(d.config.Sensors.DedupeWindow),

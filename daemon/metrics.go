@@ -34,6 +34,9 @@ var (
 	descBufferBytes   = describe("buffer_bytes", "Bytes of blocks held for the cloud.")
 	descBufferSamples = describe("buffer_samples", "Samples held for the cloud.")
 	descBufferAge     = describe("buffer_oldest_age_seconds", "Running time since the oldest sample held was committed.")
+	descKept          = describe("buffer_kept_bytes", "Bytes of blocks that the cloud has stored and that are kept while there is room.")
+	descBallast       = describe("buffer_ballast_bytes", "Bytes held to get out of a full disk; 0 while they are given back.")
+	descWritten       = describe("disk_written_bytes_total", "Bytes that this process caused to be written to the disk.")
 	descAppended      = describe("buffer_appended_samples_total", "Samples committed and synced.")
 	descAcked         = describe("buffer_acknowledged_samples_total", "Samples forgotten because the cloud has stored them.")
 	descEvicted       = describe("buffer_evicted_samples_total", "Samples given up by policy.", "cause")
@@ -92,6 +95,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descBufferBytes, float64(s.Buffer.Bytes))
 	gauge(descBufferSamples, float64(s.Buffer.Samples))
 	gauge(descBufferAge, s.Buffer.OldestAgeSeconds)
+	gauge(descKept, float64(s.Buffer.KeptBytes))
+	gauge(descBallast, float64(s.Buffer.BallastBytes))
+	if s.Wear != nil {
+		counter(descWritten, s.Wear.WrittenBytes)
+	}
 	counter(descAppended, s.Buffer.Appended)
 	counter(descAcked, s.Buffer.Acknowledged)
 	for cause, n := range s.Buffer.EvictedBy {

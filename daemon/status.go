@@ -17,6 +17,7 @@ type Status struct {
 	Listen  ListenStatus  `json:"listen"`
 	Sensors SensorsStatus `json:"sensors"`
 	Buffer  BufferStatus  `json:"buffer"`
+	Wear    *WearStatus   `json:"wear,omitempty"` // nil where the system does not say
 	Uplink  UplinkStatus  `json:"uplink"`
 	Relay   RelayStatus   `json:"relay"`
 }
@@ -75,8 +76,14 @@ type BufferStatus struct {
 	Bytes            int64             `json:"bytes"`
 	Samples          int64             `json:"samples"`
 	OldestAgeSeconds float64           `json:"oldest_age_seconds"` // running time since its commit
+	KeptBlocks       int64             `json:"kept_blocks"`        // that the cloud has stored; not among those above
+	KeptSamples      int64             `json:"kept_samples"`
+	KeptBytes        int64             `json:"kept_bytes"`
+	BallastBytes     int64             `json:"ballast_bytes"`      // held to get out of a full disk
+	BallastGiven     bool              `json:"ballast_given_back"` // the disk was full
 	Appended         uint64            `json:"appended"`           // samples, since the start
 	Acknowledged     uint64            `json:"acknowledged"`       // samples that the cloud has stored
+	Lacked           uint64            `json:"lacked"`             // samples that the cloud had stored and lost: sent again
 	Evicted          uint64            `json:"evicted"`            // sum of evicted_by
 	EvictedBy        map[string]uint64 `json:"evicted_by"`
 	LostRecords      int               `json:"lost_records"` // not yet confirmed by the cloud
@@ -130,6 +137,7 @@ func (d *Daemon) Status() Status {
 		Listen:  ListenStatus{MQTT: d.MQTTAddr(), HTTP: d.HTTPAddr()},
 		Sensors: d.sensorsStatus(),
 		Buffer:  d.bufferStatus(),
+		Wear:    d.wear(time.Now()),
 		Uplink:  d.uplinkStatus(),
 		Relay:   RelayStatus(d.relay.Stats()),
 	}
@@ -172,8 +180,14 @@ func (d *Daemon) bufferStatus() BufferStatus {
 		Bytes:            b.Bytes,
 		Samples:          b.Samples,
 		OldestAgeSeconds: b.OldestAge.Seconds(),
+		KeptBlocks:       b.KeptBlocks,
+		KeptSamples:      b.KeptSamples,
+		KeptBytes:        b.KeptBytes,
+		BallastBytes:     b.Ballast,
+		BallastGiven:     b.BallastGiven,
 		Appended:         b.Appended,
 		Acknowledged:     b.Acked,
+		Lacked:           b.Lacked,
 		EvictedBy:        b.Evicted,
 		LostRecords:      b.LostRecords,
 		Damaged:          b.Damaged,

@@ -324,6 +324,8 @@ type status struct {
 		Samples      uint64
 		Blocks       uint64
 		Evicted      uint64
+		KeptSamples  uint64 `json:"kept_samples"`
+		Lacked       uint64
 		Appended     uint64
 		CommitErrors uint64 `json:"commit_errors"`
 		LastError    string `json:"last_error"`
@@ -331,6 +333,7 @@ type status struct {
 	Uplink struct {
 		State   string
 		Session uint64
+		Stored  uint64 `json:"samples_stored"`
 	}
 }
 

@@ -116,4 +116,6 @@ func (r *ringSource) Ack(stored []wire.EpochRanges, _ []uint64) error {
 	return nil
 }
 
+func (r *ringSource) Reconcile([]wire.EpochRanges) error { return nil }
+
 func (r *ringSource) Held() ([]wire.Held, []wire.Lost) { return nil, nil }

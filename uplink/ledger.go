@@ -33,6 +33,8 @@ type ledger struct {
 	// welcome has what the cloud had stored before this session. It is as
 	// large as one message can be.
 	welcome map[touchline.Epoch]touchline.Ranges
+	// named has the epochs that hello named, in its order.
+	named []touchline.Epoch
 	// horizon is the highest number of each epoch that the cloud can have:
 	// what was held at hello and what was read since. Anything above it is
 	// a mistake of the cloud, and must not make the buffer forget a sample.
@@ -95,6 +97,16 @@ func (l *ledger) addLost(ids []uint64) int {
 }
 
 func (l *ledger) full() bool { return l.ranges > maxPending }
+
+// answered returns what welcome says of each epoch that hello named, those of
+// which the cloud has nothing included.
+func (l *ledger) answered() []wire.EpochRanges {
+	list := make([]wire.EpochRanges, 0, len(l.named))
+	for _, e := range l.named {
+		list = append(list, wire.EpochRanges{Epoch: e, Ranges: l.welcome[e].Clone()})
+	}
+	return list
+}
 
 // hasStored says whether the cloud had b before this session.
 func (l *ledger) hasStored(b *wire.Block) bool { return l.welcome[b.Epoch].Contains(b.Range()) }

@@ -149,10 +149,11 @@ func (s *session) sayHello() error {
 	if s.u.opts.Clock != nil {
 		clock = s.u.opts.Clock()
 	}
+	said := held[:min(len(held), maxHeldInHello)]
 	data, err := wire.MarshalMessage(&wire.Hello{
 		Gateway:  s.u.opts.Gateway,
 		Software: s.u.opts.Software,
-		Epochs:   held[:min(len(held), maxHeldInHello)],
+		Epochs:   said,
 		Clock:    clock,
 	})
 	if err != nil {
@@ -160,6 +161,9 @@ func (s *session) sayHello() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, h := range said {
+		s.ledger.named = append(s.ledger.named, h.Epoch)
+	}
 	for _, h := range held {
 		if h.Next > 0 {
 			s.ledger.horizon[h.Epoch] = h.Next - 1
@@ -195,7 +199,13 @@ func (s *session) takeWelcome(w *wire.Welcome) error {
 		}
 	}
 	s.ledger.addWelcome(w.Stored)
+	answered := s.ledger.answered()
 	s.mu.Unlock()
+	if w.Complete { // else nothing follows from what it does not name
+		if err := s.source.Reconcile(answered); err != nil {
+			return &failure{err: fmt.Errorf("reconcile buffer with the cloud: %w", err), code: websocket.CloseInternalServerErr}
+		}
+	}
 	s.u.setWelcome(w)
 	close(s.welcomed)
 	wake(s.wakeLedger)

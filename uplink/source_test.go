@@ -29,6 +29,8 @@ type memSource struct {
 	stalls   int      // calls of Next that hang until their context ends
 	waits    int      // calls of Next that are waiting
 	ackCalls int
+
+	reconciled [][]wire.EpochRanges // each call of Reconcile
 }
 
 func newMemSource(t testing.TB, b *bell) *memSource {
@@ -126,6 +128,14 @@ func (m *memSource) Ack(stored []wire.EpochRanges, lost []uint64) error {
 	m.blocks = slices.DeleteFunc(m.blocks, func(b wire.Block) bool { return m.acked[b.Epoch].Contains(b.Range()) })
 	m.lostOK = append(m.lostOK, lost...)
 	m.lost = slices.DeleteFunc(m.lost, func(l wire.Lost) bool { return slices.Contains(lost, l.ID) })
+	return nil
+}
+
+func (m *memSource) Reconcile(stored []wire.EpochRanges) error {
+	m.mu.Lock()
+	defer m.bell.ring()
+	defer m.mu.Unlock()
+	m.reconciled = append(m.reconciled, stored)
 	return nil
 }
 

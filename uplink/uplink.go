@@ -33,6 +33,12 @@ type Source interface {
 	// which lost records it has confirmed. Repeats, and numbers that are not
 	// held, are no error. The slices are the source's from then on.
 	Ack(stored []wire.EpochRanges, lost []uint64) error
+	// Reconcile says what the cloud has, once for each session and before
+	// Next is called in it: of each epoch named, the ranges given and no
+	// others. What was acknowledged before and is not among them, because
+	// the cloud was restored from a backup, is to be returned by Next again
+	// where it is still held.
+	Reconcile(stored []wire.EpochRanges) error
 	// Held returns which numbers are held, oldest epoch first, and the
 	// records of lost samples that are not confirmed, oldest first.
 	Held() ([]wire.Held, []wire.Lost)

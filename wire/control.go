@@ -32,9 +32,10 @@ type Held struct {
 
 // Welcome is the cloud's answer to hello.
 type Welcome struct {
-	Store     string        `json:"store"`   // the record store's own id; stays for its lifetime
-	Session   uint64        `json:"session"` // rises with each session of a gateway
-	Stored    []EpochRanges `json:"stored"`  // what the store has of the epochs in hello; may be cut short
+	Store     string        `json:"store"`              // the record store's own id; stays for its lifetime
+	Session   uint64        `json:"session"`            // rises with each session of a gateway
+	Stored    []EpochRanges `json:"stored"`             // what the store has of the epochs in hello; may be cut short
+	Complete  bool          `json:"complete,omitempty"` // it was not cut short: the store has no more of those epochs
 	Window    Window        `json:"window"`
 	MaxFrame  int           `json:"max_frame"`    // bytes of one binary message, at least MinFrameBytes
 	Heartbeat int           `json:"heartbeat_ms"` // interval of pings from both sides

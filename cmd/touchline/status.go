@@ -112,6 +112,19 @@ func printStatus(out io.Writer, s daemon.Status) {
 			line("", "%d samples left the window of repeats early: more sensors.dedupe_memory keeps them", r.ForgottenEarly)
 		}
 	}
+	if s.Buffer.KeptBlocks > 0 {
+		line("", "%d samples that the cloud has are kept (%s), in case it loses them", s.Buffer.KeptSamples, config.Size(s.Buffer.KeptBytes).Short())
+	}
+	if s.Buffer.BallastGiven {
+		line("", "the disk was full: the ballast is given back, and made again when there is room; make space")
+	}
+	if w := s.Wear; w != nil {
+		per := ""
+		if w.BytesPerSample != nil {
+			per = fmt.Sprintf(", %.0f bytes for each sample", *w.BytesPerSample)
+		}
+		line("disk", "%s written since the start, %s a day%s", config.Size(w.WrittenBytes).Short(), config.Size(int64(w.BytesPerDay)).Short(), per)
+	}
 	if s.Buffer.Damaged > 0 {
 		line("", "%d blocks on disk are damaged (%d samples, told the cloud as lost)", s.Buffer.Damaged, s.Buffer.DamagedSamples)
 	}
