@@ -149,8 +149,9 @@ type Buffer struct {
 	store    *store
 	clock    runningClock
 	epoch    touchline.Epoch // of this opening
-	logLimit int             // pages of the log at which it is copied into the database
-	known    epochs          // its own and those of which the file has blocks
+	files    openFiles
+	logLimit int    // pages of the log at which it is copied into the database
+	known    epochs // its own and those of which the file has blocks
 
 	life    context.Context // ends when the buffer is told to end
 	stop    context.CancelFunc
@@ -163,7 +164,9 @@ type Buffer struct {
 	work   chan struct{}       // something waits for the commit loop; holds one token
 	urgent chan struct{}       // …and should not wait for CommitInterval; holds one token
 
-	readers sync.RWMutex // held shared while the file is read, so that Close waits
+	readers sync.RWMutex // held shared while the file is read, so that Close waits; exclusively while blocks are merged
+	frozen  atomic.Int64 // the highest key that was handed out
+	unsure  atomic.Bool  // a merge failed, and a power cut may yet bring it about: nothing is handed out
 
 	mu      sync.Mutex // covers all below
 	refused error      // why nothing more is taken: ErrClosed; nil while open
@@ -182,6 +185,7 @@ type Buffer struct {
 	damaged             map[touchline.Position]struct{} // blocks found damaged, each counted once
 
 	unreported []damagedBlock // found damaged, not yet recorded as lost
+	gone       *GoneError     // the file is: Run ends with it
 	damage     *DamageError   // the file itself is damaged: Run ends with it
 	aside      []Aside        // as of Open
 
@@ -227,7 +231,8 @@ func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, erro
 	b := newBuffer(opts, logger)
 	b.lock, b.store = lock, st
 	b.start(state)
-	if err := errors.Join(b.recall(ctx), b.planSpace(ctx)); err != nil {
+	b.files, err = st.watch()
+	if err := errors.Join(err, b.recall(ctx), b.planSpace(ctx)); err != nil {
 		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, b.Close()))
 	}
 	for i := range aside {
@@ -254,7 +259,7 @@ func newBuffer(opts Options, logger *slog.Logger) *Buffer {
 
 		unstored: make(map[int]*touchline.Ranges),
 	}
-	b.w = writer{spare: &batch{}, encoder: wire.NewEncoder(), nextSeq: 1, freeAt: -freeInterval}
+	b.w = writer{spare: &batch{}, encoder: wire.NewEncoder(), decoder: wire.NewDecoder(), nextSeq: 1, freeAt: -freeInterval}
 	b.w.repeats = newRepeats(&opts)
 	b.life, b.stop = context.WithCancel(context.Background())
 	return b
@@ -269,7 +274,7 @@ func (b *Buffer) start(state contents) {
 	if state.marks != nil { // else there may be some that can't be read
 		b.w.savedMarks = &state.marks
 	}
-	b.w.talliedAt = b.clock.now()
+	b.w.talliedAt, b.w.mergeFrom = b.clock.now(), b.clock.now()
 }
 
 // Close ends Run if it still runs, waits for it and for readers, and frees

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"touchline"
 	"touchline/wire"
 )
 
@@ -32,6 +33,7 @@ const (
 type writer struct {
 	spare   *batch // the batch that is not waiting
 	encoder *wire.Encoder
+	decoder *wire.Decoder
 	arena   []byte // data of blocks
 
 	blocks   []encoded // of the batch at hand
@@ -49,6 +51,9 @@ type writer struct {
 	started time.Time     // of the last commit
 	retryAt time.Time
 	failed  int // commits in a row
+
+	mergedTo  int64 // key up to which blocks are as large as they get
+	mergeFrom int64 // running ms at which that was so
 
 	logPages int           // of the write-ahead log since it was last copied, estimated
 	free     int64         // bytes on the file system, as of freeAt
@@ -151,6 +156,7 @@ func (b *Buffer) round(upkeep bool) {
 		b.note(err)
 	}
 	b.noticeDamage(err)
+	b.noticeGone(err)
 	b.checkLimits() // before the answers, so that who was told sees the limit
 	b.countRepeats(err)
 	if err != nil {
@@ -236,17 +242,24 @@ func (b *Buffer) encode(taken *batch) error {
 
 // encodeAll puts the blocks of a batch into b.w.blocks, numbered from
 // b.w.nextSeq.
-func (b *Buffer) encodeAll(taken *batch) error {
+func (b *Buffer) encodeAll(taken *batch) (err error) {
+	b.w.blocks, err = b.encodeFrom(b.w.nextSeq, taken.samples)
+	return err
+}
+
+// encodeFrom makes blocks of samples, numbered from seq. They are valid until
+// it is called again.
+func (b *Buffer) encodeFrom(seq uint64, samples []touchline.Sample) ([]encoded, error) {
 	w := &b.w
-	w.blocks, w.arena = w.blocks[:0], w.arena[:0]
-	seq := w.nextSeq
-	for rest := taken.samples; len(rest) > 0; {
+	blocks := w.blocks[:0]
+	w.arena = w.arena[:0]
+	for rest := samples; len(rest) > 0; {
 		if cap(w.arena)-len(w.arena) < wire.MaxBlockBytes {
 			w.arena = make([]byte, 0, max(2*cap(w.arena), 2*wire.MaxBlockBytes)) // earlier blocks keep the old one
 		}
 		out, err := w.encoder.Encode(w.arena[len(w.arena):], rest)
 		if err != nil {
-			return fmt.Errorf("encode block: %w", err)
+			return blocks[:0], fmt.Errorf("encode block: %w", err)
 		}
 		w.arena = w.arena[:min(len(w.arena)+len(out.Data), cap(w.arena))]
 		block := encoded{
@@ -254,9 +267,9 @@ func (b *Buffer) encodeAll(taken *batch) error {
 			minTime: out.MinTime, maxTime: out.MaxTime,
 		}
 		block.CRC = block.Sum()
-		w.blocks = append(w.blocks, block)
+		blocks = append(blocks, block)
 		seq += uint64(out.Count)
 		rest = rest[out.Count:]
 	}
-	return nil
+	return blocks, nil
 }

@@ -63,6 +63,9 @@ func (b *Buffer) noticeDamage(err error) {
 func (b *Buffer) damageFound() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.gone != nil {
+		return b.gone
+	}
 	if b.damage == nil {
 		return nil
 	}
@@ -82,8 +85,9 @@ func (b *Buffer) abandon(err error) {
 // SQLite writes the log into it when it is closed, unless it was renamed.
 func (b *Buffer) putAway() error {
 	err := b.damageFound()
-	if err == nil {
-		return nil
+	var gone *GoneError
+	if err == nil || errors.As(err, &gone) {
+		return nil // what lies there now is not ours to move
 	}
 	a, err := setAside(b.store.path, finding{kind: damaged, why: err.Error()}, nil)
 	if err != nil {

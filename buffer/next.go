@@ -63,6 +63,9 @@ func (b *Buffer) readBehind(after touchline.Position, maxBytes int) ([]wire.Bloc
 	if b.life.Err() != nil {
 		return nil, ErrClosed
 	}
+	if b.unsure.Load() {
+		return nil, nil // until a commit succeeds
+	}
 	from, err := b.locate(after)
 	if err != nil {
 		b.noticeDamage(err)
@@ -73,6 +76,9 @@ func (b *Buffer) readBehind(after touchline.Position, maxBytes int) ([]wire.Bloc
 		if err != nil {
 			b.noticeDamage(err)
 			return nil, fmt.Errorf("read buffer: %w", err)
+		}
+		if n := len(blocks); n > 0 {
+			b.handOut(b.known.key(b.known.index[blocks[n-1].Epoch], blocks[n-1].Last()))
 		}
 		if len(blocks) > 0 || next == from {
 			return blocks, nil

@@ -35,6 +35,7 @@ type ledger struct {
 	acked  []ackedAt            // by the cloud
 	lost   map[uint64]knownLoss // by id
 	epochs map[touchline.Epoch]bool
+	merged uint64 // blocks
 }
 
 type blockAt struct {

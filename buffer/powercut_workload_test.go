@@ -92,6 +92,7 @@ func (x *life) open(n int) {
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
+	x.merged += b.Stats().Merged
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}

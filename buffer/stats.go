@@ -36,6 +36,7 @@ type Stats struct {
 	Acked    uint64            // samples that the cloud called stored
 	Lacked   uint64            // …and that it did not have any more later, by their numbers
 	Evicted  map[string]uint64 // samples deleted, by cause: max_bytes, max_age, free_reserve
+	Merged   uint64            // small blocks that became large ones before anybody saw them
 	Damaged  uint64            // blocks found damaged when they were read
 
 	Ballast      int64 // bytes kept to get out of a full disk
@@ -95,7 +96,7 @@ type status struct {
 	commits, commitErrors    uint64
 	repeats                  repeatStats
 	lastCommit               time.Duration
-	lacked                   uint64
+	lacked, merged           uint64
 	ballast                  int64
 	ballastGiven             bool
 }
@@ -131,6 +132,7 @@ func (b *Buffer) Stats() Stats {
 		Appended:       b.status.appended,
 		Acked:          b.status.acked,
 		Lacked:         b.status.lacked,
+		Merged:         b.status.merged,
 		Evicted:        make(map[string]uint64, causes),
 		Damaged:        b.status.damaged,
 		DamagedSamples: b.status.damagedSamples,

@@ -39,7 +39,7 @@ type store struct {
 	begin, commit, rollback                     *sql.Stmt
 	insertBlock, insertEpoch, sweepEpochs       *sql.Stmt
 	ackVictims, victimsIn, deleteBlocks, oldest *sql.Stmt
-	saveMark, deleteMark, countRun              *sql.Stmt
+	saveMark, deleteMark, countRun, readRun     *sql.Stmt
 	insertLost, updateLost, deleteLost          *sql.Stmt
 	probe, saveTally                            *sql.Stmt
 	markDamaged, victimAt, lastUpTo, firstAfter *sql.Stmt
@@ -192,6 +192,7 @@ func (s *store) prepare(ctx context.Context) error {
 		{&s.ackVictims, victim + "WHERE key BETWEEN ?1 AND ?2 AND key + count - 1 <= ?2 ORDER BY key LIMIT ?3"},
 		{&s.victimsIn, victim + "WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3"},
 		{&s.oldest, "SELECT key, committed FROM block WHERE key >= ?1 ORDER BY key LIMIT 1"},
+		{&s.readRun, "SELECT key, count, crc, data, committed FROM block WHERE key >= ?1 ORDER BY key LIMIT ?2"},
 		{&s.saveMark, "INSERT OR REPLACE INTO stored (first, last, running_ms, blocks, samples, data_bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"},
 		{&s.deleteMark, "DELETE FROM stored WHERE first BETWEEN ?1 AND ?2"},
 		{&s.countRun, "SELECT count(*), coalesce(sum(count), 0), coalesce(sum(length(data)), 0) FROM block WHERE key BETWEEN ?1 AND ?2"},

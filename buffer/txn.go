@@ -16,7 +16,8 @@ type txn struct {
 
 	inserted, forgot totals
 	evicted          [causes]totals
-	marks            marks // of what is stored
+	merged, became   totals // small blocks, and those in their place
+	marks            marks  // of what is stored
 	marksChanged     bool
 	acked            int64                     // samples, newly stored
 	ackedLeft        map[int]*touchline.Ranges // acknowledged, but beyond this transaction's budget
@@ -185,13 +186,17 @@ func (b *Buffer) tallyDue() bool {
 	return b.held.blocks > 0 && b.clock.now()-b.w.talliedAt >= tallyInterval.Milliseconds()
 }
 
-func (t *txn) deletes() bool { return t.forgot.blocks > 0 || t.evicted != [causes]totals{} }
+func (t *txn) deletes() bool {
+	return t.forgot.blocks > 0 || t.merged.blocks > 0 || t.evicted != [causes]totals{}
+}
 
 // held returns what the file holds with this transaction.
 func (t *txn) held() totals {
 	held := t.b.held
 	held.add(t.inserted)
 	held.subtract(t.forgot)
+	held.subtract(t.merged)
+	held.add(t.became)
 	for _, n := range t.evicted {
 		held.subtract(n)
 	}
@@ -235,7 +240,7 @@ func (t *txn) commit() error {
 	_, err := b.store.commit.ExecContext(context.Background())
 	if err = b.inject("commit", err); err == nil {
 		t.apply()
-		return nil
+		return b.files.inPlace()
 	}
 	_, _ = b.store.rollback.ExecContext(context.Background())
 	b.w.unsettled = t
@@ -297,6 +302,7 @@ func (t *txn) apply() {
 	b.held = t.held()
 	b.status.appended += uint64(t.inserted.samples)
 	b.status.acked += uint64(t.acked)
+	b.status.merged += uint64(t.merged.blocks)
 	if t.inserted.blocks > 0 {
 		b.status.commits++
 		b.status.lastCommit = time.Since(b.w.started)
@@ -331,10 +337,11 @@ func (t *txn) undo() {
 // inserts or deletes.
 func (t *txn) pages() int {
 	deleted := t.forgot
+	deleted.add(t.merged)
 	for _, n := range t.evicted {
 		deleted.add(n)
 	}
-	return 6 + int(t.inserted.bytes/pageBytes) + int(2*t.inserted.blocks+deleted.blocks/2)
+	return 6 + int((t.inserted.bytes+t.became.bytes)/pageBytes) + int(2*t.inserted.blocks+deleted.blocks/2)
 }
 
 func (b *Buffer) inject(stage string, err error) error {
@@ -354,6 +361,10 @@ func (b *Buffer) note(err error) {
 	before := b.status.state()
 	if err == nil {
 		w.failed, w.pressed = 0, false
+		if b.unsure.CompareAndSwap(true, false) { // its place in the log is overwritten
+			close(b.arrived)
+			b.arrived = make(chan struct{})
+		}
 		b.status.failing, b.status.diskFull = false, false
 		w.retryAt = time.Time{}
 	} else {

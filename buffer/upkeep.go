@@ -20,6 +20,7 @@ func (b *Buffer) afterRound(upkeep bool) {
 		return
 	}
 	if b.w.failed == 0 {
+		b.tryUpkeep(b.merge())
 		b.tryUpkeep(b.vacuum())
 	}
 	b.tryUpkeep(b.makeBallast())

@@ -1,0 +1,221 @@
+package buffer
+
+import (
+	"compress/gzip"
+	"context"
+	"encoding/csv"
+	"errors"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"touchline"
+	"touchline/wire"
+)
+
+// playedRecording returns the samples of a recording again and again, later
+// each time, in the order of their times.
+func playedRecording(t testing.TB, name string, count int) []touchline.Sample {
+	t.Helper()
+	f, err := os.Open("../testdata/" + name + ".csv.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, err := csv.NewReader(z).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once []touchline.Sample
+	for _, row := range rows[1:] {
+		at, err := strconv.ParseInt(row[0], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		value, err := strconv.ParseFloat(row[4], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		once = append(once, touchline.Sample{Sensor: row[1], Metric: row[2], Unit: row[3], Time: at, Value: touchline.NumberValue(value)})
+	}
+	slices.SortStableFunc(once, func(a, b touchline.Sample) int { return int(min(max(a.Time-b.Time, -1), 1)) })
+	span := once[len(once)-1].Time - once[0].Time + int64(time.Second)
+	all := make([]touchline.Sample, 0, count)
+	for i := range count {
+		s := once[i%len(once)]
+		s.Time += span * int64(i/len(once))
+		all = append(all, s)
+	}
+	return all
+}
+
+// A site of 100 samples/s that is offline takes little of the disk. The time
+// is simulated; what is measured is the file.
+func TestMerge_OfflineSiteOf100SamplesASecondIsSmall(t *testing.T) {
+	const perSecond, perAppend = 100, 50
+	seconds := 1800
+	if long() {
+		seconds = 24 * 3600
+	}
+	for _, recording := range []struct {
+		name string
+		most float64 // bytes for each sample on the disk
+	}{{"endurance", 3}, {"gym_imu", 3}, {"pitch_positions", 3}} {
+		t.Run(recording.name, func(t *testing.T) {
+			opts, clock := testOptions(t), new(testClock)
+			opts.Dir, opts.clock, opts.tick = memoryFolder(t), clock.elapsed, time.Hour
+			b := openBuffer(t, opts)
+			samples := playedRecording(t, recording.name, seconds*perSecond)
+			// What Run does, in simulated time: a tick each second.
+			for at := 0; at < len(samples); at += perAppend {
+				if err := b.AppendAsync(context.Background(), touchline.Arrival{Samples: samples[at:min(at+perAppend, len(samples))]}, nil); err != nil {
+					t.Fatal(err)
+				}
+				tick := at%perSecond == 0
+				b.round(tick)
+				b.afterRound(tick)
+				if tick {
+					clock.advance(time.Second)
+				}
+			}
+			clock.advance(2 * mergeSpan)
+			b.afterRound(true)
+			s := b.Stats()
+			if s.CommitErrors > 0 || s.Samples != int64(len(samples)) {
+				t.Fatalf("%d samples are held of %d, %d commits failed", s.Samples, len(samples), s.CommitErrors)
+			}
+			got := decodeAll(t, readAll(t, b))
+			wantSame(t, got, samples)
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			size, err := sizeOf(b.store.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			each := float64(size) / float64(len(samples))
+			t.Logf("MEASURED merged blocks, %s: %d s of %d samples/s in %d commits: %d blocks, %.2f bytes a sample in blocks, %.2f on the disk",
+				recording.name, seconds, perSecond, s.Commits, s.Blocks, float64(s.Bytes)/float64(len(samples)), each)
+			if each > recording.most {
+				t.Errorf("a sample takes %.2f bytes on the disk, want at most %.1f", each, recording.most)
+			}
+		})
+	}
+}
+
+// wantSame wants the same samples, in each series in the same order.
+func wantSame(t testing.TB, got, want []touchline.Sample) {
+	t.Helper()
+	type series struct{ sensor, metric, unit string }
+	split := func(all []touchline.Sample) map[series][]touchline.Sample {
+		of := make(map[series][]touchline.Sample)
+		for _, s := range all {
+			k := series{s.Sensor, s.Metric, s.Unit}
+			of[k] = append(of[k], s)
+		}
+		return of
+	}
+	have, expected := split(got), split(want)
+	if len(got) != len(want) || len(have) != len(expected) {
+		t.Fatalf("%d samples of %d series, want %d of %d", len(got), len(have), len(want), len(expected))
+	}
+	for k, list := range expected {
+		if !slices.Equal(have[k], list) {
+			t.Errorf("series %v is not what was appended", k)
+		}
+	}
+}
+
+// What was handed out stays as it is, to the last bit; what follows is merged.
+func TestMerge_LeavesWhatWasHandedOut(t *testing.T) {
+	opts, clock := testOptions(t), new(testClock)
+	opts.clock, opts.tick = clock.elapsed, time.Hour
+	b := openBuffer(t, opts)
+	add := func(from, blocks int) {
+		for i := range blocks {
+			if err := b.AppendAsync(context.Background(), touchline.Arrival{Samples: numbered(from+10*i, 10)}, nil); err != nil {
+				t.Fatal(err)
+			}
+			b.round(false)
+		}
+	}
+	add(0, 20)
+	seen, err := b.readBehind(touchline.Position{}, 1) // the first
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock.advance(2 * mergeSpan)
+	b.afterRound(true)
+	blocks := readAll(t, b)
+	if len(blocks) != 2 || blocks[0].CRC != seen[0].CRC || blocks[0].Count != 10 || blocks[1].First != 11 || blocks[1].Count != 190 {
+		t.Fatalf("%d blocks: %+v", len(blocks), blocks)
+	}
+	wantSame(t, decodeAll(t, blocks), numbered(0, 200))
+	clock.advance(2 * mergeSpan)
+	b.afterRound(true)
+	again := readAll(t, b)
+	if !slices.EqualFunc(again, blocks, func(x, y wire.Block) bool { return x.First == y.First && x.CRC == y.CRC }) {
+		t.Error("blocks changed that were handed out")
+	}
+	if s := b.Stats(); s.Merged != 19 || s.Blocks != 2 || s.Samples != 200 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Blocks of an earlier opening may have been handed out: they stay.
+func TestMerge_LeavesOtherEpochs(t *testing.T) {
+	opts, clock := testOptions(t), new(testClock)
+	opts.clock, opts.tick = clock.elapsed, time.Hour
+	b := startBuffer(t, opts)
+	for i := range 3 {
+		mustAppend(t, b, numbered(10*i, 10))
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = openBuffer(t, opts)
+	clock.advance(2 * mergeSpan)
+	b.round(true)
+	b.afterRound(true)
+	if s := b.Stats(); s.Blocks != 3 || s.Merged != 0 {
+		t.Errorf("%d blocks, %d merged: want 3 and none", s.Blocks, s.Merged)
+	}
+}
+
+// A merge whose commit failed may come about by a power cut: nothing is read
+// until the next commit has its place in the log.
+func TestMerge_ThatFailedHoldsReadersBack(t *testing.T) {
+	opts, clock := testOptions(t), new(testClock)
+	opts.clock, opts.tick = clock.elapsed, time.Hour
+	failing := false
+	opts.fault = func(stage string, err error) error {
+		if failing && stage == "commit" {
+			return errors.New("the sync failed")
+		}
+		return err
+	}
+	b := openBuffer(t, opts)
+	add := func(n int) {
+		if err := b.AppendAsync(context.Background(), touchline.Arrival{Samples: numbered(n, 10)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		b.round(false)
+	}
+	add(0)
+	add(10)
+	clock.advance(2 * mergeSpan)
+	failing = true
+	b.afterRound(true)
+	if blocks := readAll(t, b); len(blocks) > 0 {
+		t.Errorf("%d blocks are read while it is not known what they become", len(blocks))
+	}
+	failing = false
+	add(20)
+	wantSame(t, decodeAll(t, readAll(t, b)), numbered(0, 30))
+}
