@@ -36,6 +36,7 @@ type ledger struct {
 	lost   map[uint64]knownLoss // by id
 	epochs map[touchline.Epoch]bool
 	merged uint64 // blocks
+	kept   int64  // blocks that were stored and there when an opening ended
 }
 
 type blockAt struct {
@@ -262,6 +263,7 @@ const (
 	promiseFreshEpoch   promise = "each opening draws an epoch"
 	promiseFrozen       promise = "what was handed out does not change"
 	promiseLossRecorded promise = "recorded losses stay"
+	promiseStored       promise = "only what the cloud has is called stored"
 	promiseCounted      promise = "counters are what the file has"
 	promiseGoesOn       promise = "the buffer takes samples again"
 )
@@ -335,12 +337,13 @@ func (e *examiner) examineOpened(b *Buffer, at int) error {
 	if held != b.held {
 		return broke(promiseCounted, "the file has %+v, and %+v was counted", held, b.held)
 	}
-	if served, err := allServed(b); err != nil || served != len(blocks) {
-		return broke(promiseSound, "%d of %d blocks can be read (%v)", served, len(blocks), err)
+	if served, err := allServed(b); err != nil || int64(served) != int64(len(blocks))-b.kept.blocks {
+		return broke(promiseSound, "%d of %d blocks can be read, %d are kept (%v)", served, len(blocks), b.kept.blocks, err)
 	}
 	for _, check := range []func() error{
 		func() error { return e.checkLost(b, at) },
 		func() error { return e.checkDense(b, blocks, at) },
+		func() error { return e.checkMarks(b, blocks, at) },
 		func() error { return e.checkTold(b, there, at) },
 		func() error { return e.checkFrozen(b, blocks, at) },
 	} {
@@ -460,6 +463,37 @@ func (e *examiner) checkDense(b *Buffer, blocks []wire.Block, at int) error {
 	return nil
 }
 
+// checkMarks wants the cloud to have called stored what is marked so, and the
+// marks to count what they cover.
+func (e *examiner) checkMarks(b *Buffer, blocks []wire.Block, at int) error {
+	acked := make(map[touchline.Epoch]*touchline.Ranges)
+	for _, a := range e.acked {
+		if a.position > at {
+			continue
+		}
+		if acked[a.epoch] == nil {
+			acked[a.epoch] = new(touchline.Ranges)
+		}
+		acked[a.epoch].AddAll(a.ranges)
+	}
+	var kept totals
+	for i := range blocks {
+		block := &blocks[i]
+		base := b.known.bases[b.known.index[block.Epoch]]
+		if _, marked := b.marks.end(base+int64(block.First), base+int64(block.Last())); !marked {
+			continue
+		}
+		kept.add(totals{1, int64(block.Count), int64(len(block.Data)) + blockOverheadBytes})
+		if set := acked[block.Epoch]; set == nil || !set.Contains(block.Range()) {
+			return broke(promiseStored, "block %s/%d", block.Epoch, block.First)
+		}
+	}
+	if kept != b.kept {
+		return broke(promiseCounted, "marks cover %+v, and count %+v", kept, b.kept)
+	}
+	return nil
+}
+
 // checkTold wants every sample that was acknowledged.
 func (e *examiner) checkTold(b *Buffer, there map[int]int, at int) error {
 	var missing []int
@@ -522,7 +556,7 @@ func (e *examiner) checkFrozen(b *Buffer, blocks []wire.Block, at int) error {
 func (e *examiner) goOn(b *Buffer) error {
 	ended := make(chan error, 1)
 	go func() { ended <- b.Run(context.Background()) }()
-	before := b.held
+	before := b.backlog()
 	err := b.Append(context.Background(), []touchline.Sample{sampleNumber(0)})
 	if err != nil {
 		err = broke(promiseGoesOn, "%v", err)

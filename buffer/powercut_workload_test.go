@@ -3,9 +3,12 @@ package buffer
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/url"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -57,10 +60,13 @@ func (w *workload) record(t *testing.T, seed uint64) *ledger {
 	synctest.Test(t, func(t *testing.T) {
 		l = newLedger(disk)
 		x := &life{workload: w, ledger: l, t: t, random: rand.New(rand.NewPCG(seed, 0)), clock: new(testClock), free: 1 << 40}
-		x.opts = Options{Dir: dir, MaxBytes: 1 << 30, MaxAge: time.Hour, FreeReserve: 1, WhenFull: EvictOldest,
+		x.opts = Options{Dir: dir, MaxBytes: 1 << 30, MaxAge: time.Hour, KeepStored: 30 * time.Minute, FreeReserve: 1, WhenFull: EvictOldest,
 			ballast: -1, clock: x.clock.elapsed, free: func(string) (int64, error) { return x.free, nil }, vfs: disk.Name()}
 		for i := range w.openings {
 			x.open(i)
+			if i == 1 {
+				x.toVersion1()
+			}
 		}
 	})
 	return l
@@ -93,8 +99,29 @@ func (x *life) open(n int) {
 		t.Fatal(err)
 	}
 	x.merged += b.Stats().Merged
+	x.kept += b.kept.blocks
 	if err := <-ended; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// toVersion1 makes the closed file what version 1 would have left: the next
+// opening migrates it.
+func (x *life) toVersion1() {
+	x.t.Helper()
+	uri := (&url.URL{Scheme: "file", Path: x.b.store.path}).String()
+	db, err := sql.Open("sqlite3", uri+"?vfs="+x.opts.vfs+"&_journal_mode=WAL&_synchronous=FULL")
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	script := "BEGIN IMMEDIATE; "
+	for _, table := range strings.Split(schemaOf(schemaVersion)[len(schema1):], "CREATE TABLE ")[1:] {
+		name, _, _ := strings.Cut(table, " ")
+		script += "DROP TABLE " + name + "; "
+	}
+	_, err = db.Exec(script + "PRAGMA user_version = 1; COMMIT")
+	if err := errors.Join(err, db.Close()); err != nil {
+		x.t.Fatal(err)
 	}
 }
 
@@ -109,8 +136,16 @@ func (x *life) step() {
 	switch n := x.random.IntN(100); {
 	case n < 50:
 		x.append(1+x.random.IntN(3), 1+x.random.IntN(20), nil)
-	case n < 60:
+	case n < 56:
 		x.append(1, 300+x.random.IntN(400), nil) // more than a page
+	case n < 60:
+		x.append(1, 5, nil)
+		x.append(1, 5, func() {
+			x.clock.advance(5 * time.Minute)
+			if err := x.b.merge(); err != nil {
+				x.t.Errorf("merge: %v", err)
+			}
+		})
 	case n < 68:
 		mode := []string{"PASSIVE", "RESTART", "TRUNCATE"}[x.random.IntN(3)]
 		x.append(1, 5, func() {
