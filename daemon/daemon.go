@@ -120,6 +120,7 @@ func (d *Daemon) openBuffer(ctx context.Context, logger *slog.Logger) (err error
 		CommitInterval: time.Duration(d.config.Buffer.CommitInterval),
 		Working:        stillOpening(),
 		RepeatWindow:   time.Duration(d.config.Sensors.DedupeWindow),
+		KeepAtLeast:    time.Duration(d.config.Sensors.DedupeWindow), // what is stored still counts as seen after a restart
 		RepeatBytes:    int64(d.config.Sensors.DedupeMemory),
 	}, logger)
 	return err
