@@ -290,7 +290,7 @@ func insertSmallBlocks(t testing.TB, b *Buffer, n int) {
 	var blocks []encoded
 	for i := range n {
 		b.w.nextSeq = uint64(i) + 1
-		if err := b.encodeAll(&batch{samples: numbered(i, 1)}); err != nil {
+		if err := b.encodeAll(&batch{samples: numbered(i, 1), entries: []entry{{count: 1}}}); err != nil {
 			t.Fatal(err)
 		}
 		block := b.w.blocks[0]

@@ -48,6 +48,7 @@ type batch struct {
 // An entry is one append within a batch.
 type entry struct {
 	count int
+	clock *touchline.Clock // nil where nothing is known of it
 	room  int64
 	done  func(error)
 	keys  []touchline.Key
@@ -104,7 +105,7 @@ func (b *Buffer) AppendAsync(ctx context.Context, arrival touchline.Arrival, don
 	if err := b.acquire(ctx, room); err != nil {
 		return err
 	}
-	e := entry{count: len(samples), room: room, done: done, keys: cloneKeys(arrival)}
+	e := entry{count: len(samples), clock: arrival.Clock, room: room, done: done, keys: cloneKeys(arrival)}
 	b.mu.Lock()
 	err = b.refusal()
 	if err == nil {

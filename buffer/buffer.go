@@ -44,6 +44,11 @@ type Options struct {
 	RepeatWindow time.Duration
 	RepeatBytes  int64
 
+	// Uptime is the time since power-on, from which the offsets of arrivals'
+	// clocks count; blocks say when they were committed by it. Nil is as good
+	// as 0 where arrivals have no clocks.
+	Uptime func() time.Duration
+
 	// Working is called by Open while it salvages, for each 64 MiB or so, by
 	// its own goroutine; nil tells nobody.
 	Working func()
@@ -174,10 +179,11 @@ type Buffer struct {
 	arrived chan struct{}
 	acks    acks
 	lost    []*lostRecord // oldest first
-	held    totals        // all that is in the file
-	kept    totals        // …and stored
-	oldest  int64         // running ms at which the oldest block that is not stored was committed
-	marks   marks         // what is stored; replaced, never changed
+	boots   boots
+	held    totals // all that is in the file
+	kept    totals // …and stored
+	oldest  int64  // running ms at which the oldest block that is not stored was committed
+	marks   marks  // what is stored; replaced, never changed
 	// What is marked, and what the cloud lacks nevertheless: waiting, and in
 	// the transaction at hand.
 	unstored, unstoring map[int]*touchline.Ranges
@@ -212,6 +218,9 @@ func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, erro
 	opts.Dir = dir
 	if opts.free == nil {
 		opts.free = freeBytes
+	}
+	if opts.Uptime == nil {
+		opts.Uptime = func() time.Duration { return 0 }
 	}
 	if opts.tick == 0 {
 		opts.tick = tickInterval
@@ -258,6 +267,7 @@ func newBuffer(opts Options, logger *slog.Logger) *Buffer {
 		damaged: make(map[touchline.Position]struct{}),
 
 		unstored: make(map[int]*touchline.Ranges),
+		boots:    boots{heard: make(map[wire.ClockOffset]struct{})},
 	}
 	b.w = writer{spare: &batch{}, encoder: wire.NewEncoder(), decoder: wire.NewDecoder(), nextSeq: 1, freeAt: -freeInterval}
 	b.w.repeats = newRepeats(&opts)
@@ -268,6 +278,7 @@ func newBuffer(opts Options, logger *slog.Logger) *Buffer {
 // start takes over what the file holds.
 func (b *Buffer) start(state contents) {
 	b.held, b.lost, b.known = state.held, state.lost, state.epochs
+	b.boots.rows = state.clocks
 	b.known.add(state.lastKey, b.epoch) // in the file with its first block
 	b.clock = newRunningClock(state.runningMS, b.opts.clock)
 	b.oldest, b.marks, b.kept = state.oldest, state.marks, state.marks.sum()

@@ -68,6 +68,7 @@ type writer struct {
 type encoded struct {
 	wire.Block
 	minTime, maxTime int64
+	doubted          *touchline.Clock // see doubtful
 }
 
 // Run commits what is appended, applies the limits, and returns nil when ctx
@@ -222,7 +223,7 @@ func (b *Buffer) encode(taken *batch) error {
 	for _, e := range taken.entries {
 		mine := rest[:e.count]
 		rest = rest[e.count:]
-		if err := b.encodeAll(&batch{samples: mine}); err != nil {
+		if err := b.encodeAll(&batch{samples: mine, entries: []entry{e}}); err != nil {
 			room += e.room
 			if e.done != nil {
 				e.done(fmt.Errorf("%w: %w", ErrSample, err))
@@ -241,35 +242,53 @@ func (b *Buffer) encode(taken *batch) error {
 }
 
 // encodeAll puts the blocks of a batch into b.w.blocks, numbered from
-// b.w.nextSeq.
-func (b *Buffer) encodeAll(taken *batch) (err error) {
-	b.w.blocks, err = b.encodeFrom(b.w.nextSeq, taken.samples)
-	return err
+// b.w.nextSeq. What arrived under another clock gets a block of its own.
+func (b *Buffer) encodeAll(taken *batch) error {
+	b.w.blocks, b.w.arena = b.w.blocks[:0], b.w.arena[:0]
+	rest := taken.samples
+	for entries := taken.entries; len(entries) > 0; {
+		clock, count := entries[0].clock, 0
+		for len(entries) > 0 && entries[0].clock == clock {
+			count += entries[0].count
+			entries = entries[1:]
+		}
+		seq := b.w.nextSeq
+		if n := len(b.w.blocks); n > 0 {
+			seq = b.w.blocks[n-1].Last() + 1
+		}
+		var attributes wire.Attributes
+		if clock != nil {
+			attributes.Clock = &wire.BlockClock{Clock: *clock, Uptime: b.opts.Uptime()}
+		}
+		if err := b.encodeRun(seq, rest[:count], attributes); err != nil {
+			return err
+		}
+		rest = rest[count:]
+	}
+	return nil
 }
 
-// encodeFrom makes blocks of samples, numbered from seq. They are valid until
-// it is called again.
-func (b *Buffer) encodeFrom(seq uint64, samples []touchline.Sample) ([]encoded, error) {
+// encodeRun adds the blocks of samples of which the same is said to
+// b.w.blocks, numbered from seq.
+func (b *Buffer) encodeRun(seq uint64, rest []touchline.Sample, attributes wire.Attributes) error {
 	w := &b.w
-	blocks := w.blocks[:0]
-	w.arena = w.arena[:0]
-	for rest := samples; len(rest) > 0; {
+	for len(rest) > 0 {
 		if cap(w.arena)-len(w.arena) < wire.MaxBlockBytes {
 			w.arena = make([]byte, 0, max(2*cap(w.arena), 2*wire.MaxBlockBytes)) // earlier blocks keep the old one
 		}
-		out, err := w.encoder.Encode(w.arena[len(w.arena):], rest)
+		out, err := w.encoder.EncodeWith(w.arena[len(w.arena):], rest, attributes)
 		if err != nil {
-			return blocks[:0], fmt.Errorf("encode block: %w", err)
+			return fmt.Errorf("encode block: %w", err)
 		}
 		w.arena = w.arena[:min(len(w.arena)+len(out.Data), cap(w.arena))]
 		block := encoded{
 			Block:   wire.Block{Epoch: b.epoch, First: seq, Count: uint32(out.Count), Data: out.Data},
-			minTime: out.MinTime, maxTime: out.MaxTime,
+			minTime: out.MinTime, maxTime: out.MaxTime, doubted: doubtful(rest[:out.Count], attributes.Clock),
 		}
 		block.CRC = block.Sum()
-		blocks = append(blocks, block)
+		w.blocks = append(w.blocks, block)
 		seq += uint64(out.Count)
 		rest = rest[out.Count:]
 	}
-	return blocks, nil
+	return nil
 }

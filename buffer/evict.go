@@ -59,8 +59,10 @@ func (b *Buffer) chores(upkeep bool) bool {
 	acked := b.acks.ranges()
 	waiting := acked > 0 || len(b.acks.confirmed) > 0 || len(b.unreported) > 0 || len(b.unstored) > 0
 	full := b.status.state() == StateFull
+	clock := b.boots.due()
+	waiting = waiting || len(b.boots.heard) > 0
 	b.mu.Unlock()
-	if acked >= maxAckRanges || full && waiting {
+	if acked >= maxAckRanges || full && waiting || clock {
 		return true
 	}
 	if !upkeep {

@@ -28,10 +28,6 @@ const (
 	mergesATick = 16
 )
 
-// mergeable says whether two neighbours may be one block: samples of blocks
-// that differ in what is said of all of them must stay apart.
-func mergeable(a, b *storedBlock) bool { return true }
-
 // A storedBlock is a row of the table of blocks.
 type storedBlock struct {
 	wire.Block
@@ -97,9 +93,14 @@ func (b *Buffer) mergeOnce() (bool, error) {
 	if err != nil || len(blocks) == 0 {
 		return false, err
 	}
+	run, err := b.decodeRun(blocks)
+	if err != nil {
+		return false, fmt.Errorf("merge blocks: %w", err)
+	}
+	blocks = run.blocks
 	end := blocks[len(blocks)-1].key + int64(blocks[len(blocks)-1].Count) - 1
 	if len(blocks) > 1 {
-		if err := b.mergeBlocks(blocks); err != nil {
+		if err := b.mergeBlocks(&run); err != nil {
 			return false, fmt.Errorf("merge blocks: %w", err)
 		}
 	}
@@ -136,7 +137,7 @@ func (b *Buffer) mergeCandidates(from int64) (run []storedBlock, err error) {
 		}
 		if n := len(run); n > 0 {
 			before := &run[n-1]
-			if before.Last()+1 != r.First || !mergeable(before, &r) || samples+int(r.Count) > 2*mergeSamples ||
+			if before.Last()+1 != r.First || samples+int(r.Count) > 2*mergeSamples ||
 				bytes+len(r.Data) > wire.MaxBlockBytes || r.committed-run[0].committed > b.mergeSpanMS() {
 				return run, nil
 			}
@@ -150,25 +151,49 @@ func (b *Buffer) mergeCandidates(from int64) (run []storedBlock, err error) {
 	return run, rows.Err()
 }
 
+// A mergeRun is neighbours that become one block.
+type mergeRun struct {
+	blocks     []storedBlock
+	samples    []touchline.Sample
+	attributes wire.Attributes // of the last, which has the latest time of commit
+}
+
+// decodeRun reads neighbours, up to the first that was stamped by another
+// setting of the clock: what is said of a block is said of all its samples.
+func (b *Buffer) decodeRun(blocks []storedBlock) (mergeRun, error) {
+	run := mergeRun{blocks: blocks[:1]}
+	if len(blocks) == 1 {
+		return run, nil
+	}
+	for i := range blocks {
+		samples, err := b.w.decoder.Decode(run.samples, blocks[i].Data)
+		if err != nil {
+			return run, err
+		}
+		attributes := b.w.decoder.Attributes()
+		if i > 0 && !attributes.SameClock(run.attributes) {
+			break
+		}
+		if n := len(samples) - len(run.samples); n != int(blocks[i].Count) {
+			return run, fmt.Errorf("%w: block %d has %d samples, and says %d", errDamaged, blocks[i].key, n, blocks[i].Count)
+		}
+		run.samples, run.attributes, run.blocks = samples, attributes, blocks[:i+1]
+	}
+	return run, nil
+}
+
 // mergeBlocks puts blocks of the same samples in the place of a run. b.readers
 // is held.
-func (b *Buffer) mergeBlocks(run []storedBlock) error {
-	var samples []touchline.Sample
-	var err error
-	old := totals{}
+func (b *Buffer) mergeBlocks(merge *mergeRun) error {
+	run, old := merge.blocks, totals{}
 	for i := range run {
-		if samples, err = b.w.decoder.Decode(samples, run[i].Data); err != nil {
-			return err
-		}
 		old.add(totals{1, int64(run[i].Count), int64(len(run[i].Data)) + blockOverheadBytes})
 	}
-	if int64(len(samples)) != old.samples {
-		return fmt.Errorf("%w: blocks from %d on have %d samples, and say %d", errDamaged, run[0].key, len(samples), old.samples)
-	}
-	blocks, err := b.encodeFrom(run[0].First, samples)
-	if err != nil {
+	b.w.blocks, b.w.arena = b.w.blocks[:0], b.w.arena[:0]
+	if err := b.encodeRun(run[0].First, merge.samples, merge.attributes); err != nil {
 		return err
 	}
+	blocks := b.w.blocks
 	t, err := b.begin()
 	if err != nil {
 		return err

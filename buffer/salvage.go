@@ -142,6 +142,9 @@ func (v *salvage) all() error {
 	if err := v.readLost(roots["lost"]); err != nil {
 		return err
 	}
+	if err := v.readClocks(roots["clock"]); err != nil {
+		return err
+	}
 	return v.recordSuspects()
 }
 
@@ -413,6 +416,9 @@ func (v *salvage) take(of *candidate, block *wire.Block, committed int64) error 
 	committed = min(max(committed, 0), v.runningMS)
 	if _, err := v.dst.insertBlock.ExecContext(v.ctx, key, int64(block.Count), minTime, maxTime, int64(block.CRC), committed, block.Data); err != nil {
 		return fmt.Errorf("take in block: %w", err)
+	}
+	if err := v.doubt(v.samples); err != nil {
+		return err
 	}
 	v.report.Blocks++
 	v.report.Samples += int64(block.Count)

@@ -19,7 +19,7 @@ const (
 )
 
 // schema2 has what came with version 2, each table described where it is used.
-const schema2 = storedTable + arrivalTable
+const schema2 = storedTable + arrivalTable + clockTable
 
 // schema1 is the file's first layout.
 //

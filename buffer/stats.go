@@ -31,6 +31,7 @@ type Stats struct {
 	KeptBlocks, KeptSamples, KeptBytes int64
 	Waiting                            int // samples that wait for a commit
 	LostRecords                        int // not yet confirmed
+	Clocks                             int // that correct what was stamped, not yet confirmed
 
 	Appended uint64            // samples committed
 	Acked    uint64            // samples that the cloud called stored
@@ -148,6 +149,11 @@ func (b *Buffer) Stats() Stats {
 		RepeatWindowLen: b.status.repeats.length,
 		Ballast:         b.status.ballast,
 		BallastGiven:    b.status.ballastGiven,
+	}
+	for _, r := range b.boots.rows {
+		if !r.confirmed {
+			s.Clocks++
+		}
 	}
 	if backlog.blocks > 0 {
 		s.OldestAge = time.Duration(b.clock.now()-b.oldest) * time.Millisecond

@@ -45,6 +45,7 @@ type store struct {
 	markDamaged, victimAt, lastUpTo, firstAfter *sql.Stmt
 	probeLost                                   *sql.Stmt
 	insertKeys, deleteKeys                      *sql.Stmt
+	putClock, sweepClocks, probeClock           *sql.Stmt
 	read, after, upTo                           *sql.Stmt // of readDB
 }
 
@@ -212,6 +213,10 @@ func (s *store) prepare(ctx context.Context) error {
 		{&s.probeLost, "SELECT count(*) FROM lost WHERE id = ?1"},
 		{&s.insertKeys, "REPLACE INTO arrival (n, committed, keys) VALUES (?1, ?2, ?3)"},
 		{&s.deleteKeys, "DELETE FROM arrival WHERE n BETWEEN ?1 AND ?2"},
+		{&s.putClock, `INSERT INTO clock (boot, state, offset, confirmed) VALUES (?1, ?2, ?3, ?4)
+			ON CONFLICT (boot) DO UPDATE SET state = ?2, offset = ?3, confirmed = ?4`},
+		{&s.sweepClocks, "DELETE FROM clock WHERE boot <> ?1 AND confirmed = 1"},
+		{&s.probeClock, "SELECT count(*) FROM clock WHERE boot = ?1 AND state >= ?2"},
 		{&s.saveTally, "UPDATE tally SET upto = ?1, blocks = ?2, samples = ?3, data_bytes = ?4, running_ms = ?5"},
 	} {
 		stmt, err := s.conn.PrepareContext(ctx, p.text)
@@ -259,6 +264,7 @@ type contents struct {
 	lastKey   int64 // of a block or an epoch
 	epochs    epochs
 	lost      []*lostRecord
+	clocks    []*bootClock
 }
 
 func (s *store) load(ctx context.Context) (contents, error) {
@@ -271,6 +277,9 @@ func (s *store) load(ctx context.Context) (contents, error) {
 	}
 	if err := s.loadLost(ctx, &c); err != nil {
 		return c, fmt.Errorf("read lost records: %w", contentError(err))
+	}
+	if err := s.loadClocks(ctx, &c); err != nil {
+		return c, fmt.Errorf("read clocks: %w", contentError(err))
 	}
 	var err error
 	if c.marks, err = s.loadMarks(ctx); err != nil {

@@ -23,6 +23,7 @@ type txn struct {
 	ackedLeft        map[int]*touchline.Ranges // acknowledged, but beyond this transaction's budget
 	lost             []lostChange
 	reported         []damagedBlock
+	clocks           []bootClock // rows as they are now
 	nextSeq          uint64
 	epochSaved       bool
 	clock            int64 // running ms
@@ -39,7 +40,7 @@ type txn struct {
 
 // changed says whether the transaction changes the file.
 func (t *txn) changed() bool {
-	return t.inserted.blocks > 0 || t.forgot.blocks > 0 || t.evicted != [causes]totals{} || t.marksChanged || len(t.lost) > 0 || len(t.reported) > 0 || t.tallied || t.named
+	return t.inserted.blocks > 0 || t.forgot.blocks > 0 || t.evicted != [causes]totals{} || t.marksChanged || len(t.lost) > 0 || len(t.reported) > 0 || len(t.clocks) > 0 || t.tallied || t.named
 }
 
 // totals of blocks. bytes is data and blockOverheadBytes for each.
@@ -98,6 +99,9 @@ func (t *txn) fill(chores bool) error {
 		if err := t.confirmLost(); err != nil {
 			return fmt.Errorf("forget lost records: %w", err)
 		}
+		if err := t.correct(); err != nil {
+			return fmt.Errorf("record clock: %w", err)
+		}
 		if err := t.reportDamaged(); err != nil {
 			return fmt.Errorf("record damaged blocks: %w", err)
 		}
@@ -151,6 +155,11 @@ func (t *txn) insert() error {
 			block.minTime, block.maxTime, int64(block.CRC), t.clock, block.Data)
 		if err = b.inject("insert", err); err != nil {
 			return err
+		}
+		if block.doubted != nil {
+			if err := t.doubt(block.doubted); err != nil {
+				return err
+			}
 		}
 		t.inserted.add(totals{blocks: 1, samples: int64(block.Count), bytes: int64(len(block.Data)) + blockOverheadBytes})
 		t.nextSeq = block.Last() + 1
@@ -299,6 +308,7 @@ func (t *txn) apply() {
 	b.marks, b.kept = t.marks, t.marks.sum()
 	b.applyLost(t.lost)
 	b.applyReported(t.reported)
+	b.applyClocks(t.clocks)
 	b.held = t.held()
 	b.status.appended += uint64(t.inserted.samples)
 	b.status.acked += uint64(t.acked)
