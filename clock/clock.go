@@ -147,6 +147,9 @@ func (w *Watch) Clock() (touchline.Clock, <-chan struct{}) {
 	return *w.anchor.Load().clock, w.changed
 }
 
+// State says how far the clock can be trusted.
+func (w *Watch) State() touchline.ClockState { return w.anchor.Load().clock.State }
+
 // Status is a copy of what the watch knows.
 type Status struct {
 	State  touchline.ClockState

@@ -122,6 +122,7 @@ func (d *Daemon) openBuffer(ctx context.Context, logger *slog.Logger) (err error
 		RepeatWindow:   time.Duration(d.config.Sensors.DedupeWindow),
 		KeepAtLeast:    time.Duration(d.config.Sensors.DedupeWindow), // what is stored still counts as seen after a restart
 		RepeatBytes:    int64(d.config.Sensors.DedupeMemory),
+		Uptime:         d.clock.Uptime,
 	}, logger)
 	return err
 }
@@ -213,6 +214,9 @@ func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
 	opts.Gateway = d.config.Gateway.ID
 	opts.Token = token
 	opts.Software = "touchline/" + touchline.Version
+	if d.clock != nil { // nil: Check only asks what would be refused
+		opts.Clock, opts.Corrections = d.clock, d.buffer
+	}
 	opts.AcceptTimeout = time.Duration(c.AcceptTimeout)
 	opts.StoreTimeout = time.Duration(c.StoreTimeout)
 	opts.BackoffBase = time.Duration(c.ReconnectMin)
@@ -285,6 +289,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { return d.rate.run(groupCtx, d.total) })
 	group.Go(func() error { return d.clock.Run(groupCtx) })
+	group.Go(func() error { return d.followClock(groupCtx) })
 	if d.mqtt != nil {
 		group.Go(func() error { return d.mqtt.Run(groupCtx) })
 	}

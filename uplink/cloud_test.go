@@ -29,6 +29,7 @@ type testCloud struct {
 	crcs     map[touchline.Position]uint32 // of the blocks stored, by first number
 	accepted map[touchline.Epoch]touchline.Ranges
 	lost     map[uint64]wire.Lost
+	clocks   []wire.Clock // each that was told
 	lanes    map[touchline.Position]wire.Lane
 	conns    map[*cloudSession]bool
 	ended    bool
@@ -50,6 +51,8 @@ type testCloud struct {
 	block func(s *cloudSession, b *wire.FrameBlock) verdict
 	// forgetful says whether a welcome names nothing as stored, if set.
 	forgetful func() bool
+	// confirmClocks says whether it records the gateway's clocks.
+	confirmClocks bool
 	// noPong makes it deaf for pings.
 	noPong bool
 }
@@ -326,6 +329,9 @@ func (s *cloudSession) takeText(data []byte) error {
 		s.cloud.t.Errorf("message from the gateway: %v", err)
 		return err
 	}
+	if clock, ok := m.(*wire.Clock); ok {
+		return s.takeClock(clock)
+	}
 	lost, ok := m.(*wire.Lost)
 	if !ok {
 		s.cloud.t.Errorf("unexpected %T from the gateway", m)
@@ -344,6 +350,20 @@ func (s *cloudSession) takeText(data []byte) error {
 		return nil
 	}
 	return s.send(&wire.Ack{Lost: []uint64{lost.ID}, Time: time.Now()})
+}
+
+// takeClock records a clock and confirms it, unless the cloud is deaf for them.
+func (s *cloudSession) takeClock(m *wire.Clock) error {
+	c := s.cloud
+	c.mu.Lock()
+	c.clocks = append(c.clocks, *m)
+	confirm := c.confirmClocks
+	c.mu.Unlock()
+	c.bell.ring()
+	if !confirm {
+		return nil
+	}
+	return s.send(&wire.Ack{Clock: []wire.ClockOffset{m.ClockOffset}, Time: time.Now()})
 }
 
 // takeFrame checks and records the blocks of a frame and acknowledges them.

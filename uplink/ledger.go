@@ -41,6 +41,9 @@ type ledger struct {
 	horizon map[touchline.Epoch]uint64
 	// announced has when each open lost record was sent; at most maxLostOpen.
 	announced map[uint64]time.Time
+	// clocks has when each correction that is not confirmed was sent; at
+	// most maxClocksOpen.
+	clocks map[touchline.Clock]time.Time
 }
 
 func newLedger() ledger {
@@ -127,13 +130,13 @@ func (s *session) keepLedger(ctx context.Context) error {
 	}
 	tick := time.NewTicker(s.patience() / 2) // each heartbeat
 	defer tick.Stop()
-	s.announceLost(time.Now())
+	s.announce(time.Now())
 	for {
 		select {
 		case <-s.readDone:
 			return s.flushLedger()
 		case <-tick.C:
-			s.announceLost(time.Now())
+			s.announce(time.Now())
 		case <-s.wakeLedger:
 			if err := s.flushLedger(); err != nil {
 				return err
@@ -166,6 +169,12 @@ func (s *session) flushLedger() error {
 		s.announceLost(time.Now()) // there may be more than fitted
 	}
 	return nil
+}
+
+// announce says what the cloud has to be told besides blocks.
+func (s *session) announce(now time.Time) {
+	s.announceClocks(now)
+	s.announceLost(now)
 }
 
 // announceLost puts lost records that are due into the outbox: those never

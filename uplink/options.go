@@ -23,9 +23,10 @@ type Options struct {
 	// token needs no restart. White space around it is dropped.
 	Token    func() (string, error)
 	Software string // name and version for the cloud's records: "touchline/0.1.0"
-	// Clock returns the state of our clock for hello: "unset", "set" or
-	// "synchronised". Nil says "set".
-	Clock func() string
+	// Clock is the gateway's clock. Nil is one that is set.
+	Clock Clock
+	// Corrections are what is to be told of it. Nil is nothing.
+	Corrections Corrections
 
 	// HandshakeTimeout bounds TCP connect, TLS and upgrade together, and then
 	// once more the time from hello to welcome.

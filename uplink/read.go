@@ -121,7 +121,9 @@ func (s *session) takeAck(a *wire.Ack) error {
 	s.ledger.addStored(a.Stored)
 	confirmed := s.ledger.addLost(a.Lost)
 	full := s.ledger.full()
+	rtt := s.rtt
 	s.mu.Unlock()
+	s.takeClock(a, rtt)
 
 	s.u.count.stored.Add(samples)
 	s.u.count.lostHeard.Add(uint64(confirmed))

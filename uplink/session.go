@@ -63,6 +63,7 @@ type session struct {
 	interval   time.Duration // of our pings
 	frameBytes int           // size of a frame at most
 	welcome    *wire.Welcome // nil before it is there
+	helloAt    time.Time
 	welcomeAt  time.Time
 	stable     bool      // StableAfter has passed
 	welcomeBy  time.Time // the cloud's time for it
@@ -145,16 +146,16 @@ func (s *session) end(err error) (time.Duration, error) {
 // sayHello puts hello into the outbox and notes what the cloud may know.
 func (s *session) sayHello() error {
 	held, _ := s.source.Held()
-	clock := "set"
+	clock := touchline.ClockSet
 	if s.u.opts.Clock != nil {
-		clock = s.u.opts.Clock()
+		clock = s.u.opts.Clock.State()
 	}
 	said := held[:min(len(held), maxHeldInHello)]
 	data, err := wire.MarshalMessage(&wire.Hello{
 		Gateway:  s.u.opts.Gateway,
 		Software: s.u.opts.Software,
 		Epochs:   said,
-		Clock:    clock,
+		Clock:    clock.String(),
 	})
 	if err != nil {
 		return fmt.Errorf("say hello: %w", err)
@@ -171,6 +172,7 @@ func (s *session) sayHello() error {
 		s.handover.liveFrom[h.Epoch] = h.Next
 	}
 	s.outbox.messages = append(s.outbox.messages, data)
+	s.helloAt = time.Now()
 	return nil
 }
 
@@ -200,6 +202,7 @@ func (s *session) takeWelcome(w *wire.Welcome) error {
 	}
 	s.ledger.addWelcome(w.Stored)
 	answered := s.ledger.answered()
+	asked := now.Sub(s.helloAt)
 	s.mu.Unlock()
 	if w.Complete { // else nothing follows from what it does not name
 		if err := s.source.Reconcile(answered); err != nil {
@@ -207,6 +210,9 @@ func (s *session) takeWelcome(w *wire.Welcome) error {
 		}
 	}
 	s.u.setWelcome(w)
+	if clock := s.u.opts.Clock; clock != nil {
+		clock.Heard(w.Time, asked)
+	}
 	close(s.welcomed)
 	wake(s.wakeLedger)
 	wake(s.wakeWriter)

@@ -43,6 +43,7 @@ type Stats struct {
 	Damaged   uint64    `json:"blocks_damaged"`    // read from the buffer with a wrong CRC, and not sent
 	LostSaid  uint64    `json:"lost_announced"`    // messages about lost samples, repeats included
 	LostHeard uint64    `json:"lost_confirmed"`    // confirmed by the cloud
+	ClockSaid uint64    `json:"clock_announced"`   // messages about the clock, repeats included
 }
 
 // Window is wire.Window; named here so that readers of Stats need no wire.
@@ -50,7 +51,7 @@ type Window = wire.Window
 
 // counters are what Stats counts, for all goroutines of a session.
 type counters struct {
-	dials, sessions, blocks, samples, bytes, resent, stored, damaged, lostSaid, lostHeard atomic.Uint64
+	dials, sessions, blocks, samples, bytes, resent, stored, damaged, lostSaid, lostHeard, clockSaid atomic.Uint64
 }
 
 // Stats returns a copy; it may be called at any time by any goroutine.
@@ -71,6 +72,7 @@ func (u *Uplink) Stats() Stats {
 	st.Damaged = u.count.damaged.Load()
 	st.LostSaid = u.count.lostSaid.Load()
 	st.LostHeard = u.count.lostHeard.Load()
+	st.ClockSaid = u.count.clockSaid.Load()
 	return st
 }
 

@@ -44,6 +44,29 @@ type Source interface {
 	Held() ([]wire.Held, []wire.Lost)
 }
 
+// Clock is the gateway's clock as the uplink needs it. Its methods don't
+// block, and are called by several goroutines at once.
+type Clock interface {
+	// State says how far the clock can be trusted.
+	State() touchline.ClockState
+	// Heard takes the cloud's time as it is received, in an answer to what
+	// was sent roundTrip ago.
+	Heard(said time.Time, roundTrip time.Duration)
+	// Overheard takes the cloud's time where it answers nothing; roundTrip
+	// is what one usually takes.
+	Overheard(said time.Time, roundTrip time.Duration)
+}
+
+// Corrections are what the cloud has to be told of the gateway's clock. Its
+// methods don't block, and are called by several goroutines at once.
+type Corrections interface {
+	// Clocks returns the clocks that the cloud has to be told, oldest first.
+	Clocks() []touchline.Clock
+	// ConfirmClocks says which of them it has recorded. Repeats, and others,
+	// are no error.
+	ConfirmClocks(confirmed []wire.ClockOffset)
+}
+
 // Uplink delivers one gateway's blocks. Make it with New; its methods may be
 // called by any goroutine.
 type Uplink struct {

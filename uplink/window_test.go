@@ -94,7 +94,7 @@ func TestHello_SaysWhatIsHeld(t *testing.T) {
 	w.source.add(blocks(a, 5, 2, 10, 100)...)
 	w.source.add(blocks(b, 1, 1, 3, 100)...)
 	o := w.options()
-	o.Clock = func() string { return "unset" }
+	o.Clock = &testClock{state: touchline.ClockUnset}
 	w.start(w.uplink(o))
 	w.bell.await(t, "delivered", func() bool { return w.source.left() == 0 })
 	h := w.cloud.saw().hellos[0]

@@ -16,8 +16,9 @@ const (
 	// frameTarget is how large a frame grows by gathering blocks. A larger
 	// one saves nothing more, and a new sample would wait behind it.
 	frameTarget = 128 << 10
-	// maxMessages bounds the outbox: hello and maxLostOpen announcements.
-	maxMessages = maxLostOpen + 1
+	// maxMessages bounds the outbox: hello, and maxLostOpen and maxClocksOpen
+	// announcements.
+	maxMessages = maxLostOpen + maxClocksOpen + 1
 )
 
 // An outbox holds what is to be written besides blocks. The session's mutex

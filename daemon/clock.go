@@ -1,0 +1,18 @@
+package daemon
+
+import "context"
+
+// followClock tells the buffer each clock that the gateway comes to have, so
+// that what was stamped by a worse one is corrected. It returns nil when ctx
+// ends.
+func (d *Daemon) followClock(ctx context.Context) error {
+	for {
+		clock, changed := d.clock.Clock()
+		d.buffer.SetClock(clock)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
