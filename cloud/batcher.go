@@ -242,6 +242,7 @@ func (d *Delivery) decode(decoder *wire.Decoder, arena []touchline.Sample) []tou
 	default:
 		arena = decoded
 		d.Samples = arena[from:len(arena):len(arena)]
+		d.Clock = decoder.Attributes().Clock
 	}
 	return arena
 }

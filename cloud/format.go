@@ -32,9 +32,10 @@ var formats = map[string]*format{
 	// CSV by RFC 4180, with a line feed alone at the end of a line, as the tools
 	// of this trade have it. A text is as it is, a boolean true or false, bytes
 	// are base64; the column does not tell the text "1" from the number 1, JSON does.
+	// clock is empty where the time can be trusted, and else a Note.
 	"csv": {
 		contentType: "text/csv; charset=utf-8",
-		begin:       "time_unix_ns,gateway,sensor,metric,unit,value\n",
+		begin:       "time_unix_ns,gateway,sensor,metric,unit,value,clock\n",
 		appendRow:   appendCSV,
 	},
 	// JSON: one array of objects. The time is RFC 3339 to the nanosecond, since
@@ -46,7 +47,8 @@ var formats = map[string]*format{
 		appendRow: appendJSON,
 	},
 	// SenML (RFC 8428): one pack, each record resolved, with the gateway as a
-	// member of its own, which readers of SenML ignore. A number that isn't finite
+	// member of its own, which readers of SenML ignore, and so with the clock's
+	// note where there is one. A number that isn't finite
 	// is a text (vs), since JSON has no form for it.
 	"senml": {
 		contentType: "application/senml+json",
@@ -71,6 +73,8 @@ func appendCSV(dst []byte, r *Record) ([]byte, error) {
 	case touchline.Bytes:
 		dst = base64.StdEncoding.AppendEncode(dst, []byte(v.Text()))
 	}
+	dst = append(dst, ',')
+	dst = append(dst, r.Clock.String()...)
 	return append(dst, '\n'), nil
 }
 
@@ -115,7 +119,7 @@ func appendJSON(dst []byte, r *Record) ([]byte, error) {
 		dst = append(dst, `,"value":"`...)
 		dst = append(base64.StdEncoding.AppendEncode(dst, []byte(v.Text())), '"')
 	}
-	return append(dst, '}'), nil
+	return append(appendMember(dst, "clock", r.Clock.String()), '}'), nil
 }
 
 func finite(f float64) bool { return !math.IsNaN(f) && !math.IsInf(f, 0) }
@@ -165,5 +169,9 @@ func appendSenML(dst []byte, r *Record) ([]byte, error) {
 		return dst, &formError{"SenML has no form for a sample: " + err.Error() + "; ask for csv or json"}
 	}
 	dst = append(dst[:at], dst[at+1:len(dst)-2]...) // without [ and }]
-	return append(appendMember(dst, "gateway", r.Gateway), '}'), nil
+	dst = appendMember(dst, "gateway", r.Gateway)
+	if r.Clock != NoteNone {
+		dst = appendMember(dst, "clock", r.Clock.String())
+	}
+	return append(dst, '}'), nil
 }

@@ -51,6 +51,7 @@ type memory struct {
 	blocks   map[string]*cloud.Delivery // by gateway, epoch and first number
 	aside    []cloud.Delivery
 	lost     []wire.Lost
+	clocks   []touchline.Clock
 	records  []cloud.Record
 	batches  []int
 
@@ -121,6 +122,13 @@ func (m *memory) Lost(_ context.Context, _ string, lost wire.Lost) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lost = append(m.lost, lost)
+	return nil
+}
+
+func (m *memory) Clock(_ context.Context, _ string, clock touchline.Clock) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.clocks = append(m.clocks, clock)
 	return nil
 }
 

@@ -33,6 +33,7 @@ type letters struct {
 	window   *wire.Window
 	stored   []wire.EpochRanges
 	lost     []uint64
+	clock    []wire.ClockOffset
 	resend   []wire.Resend
 	pong     []byte // nil is none
 	farewell *farewell
@@ -50,7 +51,8 @@ type farewell struct {
 func (f farewell) Error() string { return f.reason }
 
 // maxUnconfirmed bounds the confirmations of lost messages that a gateway
-// leaves unread: 1,024 × 17 digits are 17 KB of an ack.
+// leaves unread: 1,024 × 17 digits are 17 KB of an ack. It bounds those of
+// clock messages too: 1,024 × 78 bytes are 80 KB.
 const maxUnconfirmed = 1024
 
 func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
@@ -118,6 +120,16 @@ func (o *outbox) addLost(id uint64) (ok bool) {
 	return ok
 }
 
+// addClock confirms a clock message, with the limit of addLost.
+func (o *outbox) addClock(c wire.ClockOffset) (ok bool) {
+	o.post(func(l *letters) {
+		if ok = len(l.clock) < maxUnconfirmed; ok {
+			l.clock = append(l.clock, c)
+		}
+	})
+	return ok
+}
+
 func (o *outbox) setWelcome(w *wire.Welcome) { o.post(func(l *letters) { l.welcome = w }) }
 func (o *outbox) setWindow(w wire.Window)    { o.post(func(l *letters) { l.window = &w }) }
 
@@ -174,9 +186,9 @@ func (l *letters) messages(now time.Time) []wire.Message {
 	if l.window != nil {
 		list = append(list, &wire.NewWindow{Window: *l.window})
 	}
-	if len(l.stored) > 0 || len(l.lost) > 0 {
+	if len(l.stored) > 0 || len(l.lost) > 0 || len(l.clock) > 0 {
 		// Here a block is accepted when it is stored: both come from one commit.
-		list = append(list, &wire.Ack{Accepted: l.stored, Stored: l.stored, Lost: l.lost, Time: now})
+		list = append(list, &wire.Ack{Accepted: l.stored, Stored: l.stored, Lost: l.lost, Clock: l.clock, Time: now})
 	}
 	for i := range l.resend {
 		list = append(list, &l.resend[i])

@@ -186,6 +186,8 @@ func (s *session) control(data []byte) error {
 		return s.hello(m)
 	case *wire.Lost:
 		return s.lost(m)
+	case *wire.Clock:
+		return s.clock(m)
 	}
 	return breach(fmt.Sprintf("a message came that only the cloud sends: %.40s", data))
 }
@@ -269,16 +271,9 @@ func (s *session) lost(m *wire.Lost) error {
 	if m.ID > touchline.MaxSeq {
 		return breach(fmt.Sprintf("the id %d of a lost message is above %d", m.ID, uint64(touchline.MaxSeq)))
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
-	defer cancel()
-	for wait := s.in.timing.retryMin; ; wait = min(2*wait, s.in.timing.retryMax) {
-		err := s.in.store.Lost(ctx, s.gateway, *m)
-		if err == nil {
-			break
-		}
-		if pause(ctx, wait); ctx.Err() != nil {
-			return s.noStore(fmt.Errorf("record lost samples: %w", err))
-		}
+	err := s.untilRecorded(func(ctx context.Context) error { return s.in.store.Lost(ctx, s.gateway, *m) })
+	if err != nil {
+		return s.noStore(fmt.Errorf("record lost samples: %w", err))
 	}
 	s.in.stats.lostSamples.Add(m.Ranges.Count())
 	s.log.Warn("gateway lost samples", "samples", m.Ranges.Count(), "cause", m.Cause, "epoch", m.Epoch,
@@ -287,6 +282,40 @@ func (s *session) lost(m *wire.Lost) error {
 		return breach(fmt.Sprintf("%d confirmations wait and are not read", maxUnconfirmed))
 	}
 	return nil
+}
+
+// clock records what the gateway's clock was in truth, and confirms it. It
+// tries for one heartbeat.
+func (s *session) clock(m *wire.Clock) error {
+	clock, err := m.Says()
+	if err != nil {
+		return breach(err.Error())
+	}
+	err = s.untilRecorded(func(ctx context.Context) error { return s.in.store.Clock(ctx, s.gateway, clock) })
+	if err != nil {
+		return s.noStore(fmt.Errorf("record clock: %w", err))
+	}
+	s.log.Info("gateway knows its clock", "boot", clock.Boot, "state", clock.State.String(), "switched_on", time.Unix(0, clock.Offset).UTC())
+	if !s.out.addClock(m.ClockOffset) {
+		return breach(fmt.Sprintf("%d confirmations wait and are not read", maxUnconfirmed))
+	}
+	return nil
+}
+
+// untilRecorded calls record until it succeeds, for one heartbeat, and returns
+// its last error.
+func (s *session) untilRecorded(record func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
+	defer cancel()
+	for wait := s.in.timing.retryMin; ; wait = min(2*wait, s.in.timing.retryMax) {
+		err := record(ctx)
+		if err == nil {
+			return nil
+		}
+		if pause(ctx, wait); ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // breach ends a session whose gateway broke the protocol.

@@ -26,10 +26,19 @@ import (
 // Stored returns which numbers of the given epochs the store has, for
 // epochs of this gateway only. Lost records what a gateway announced to be
 // lost; a repeat of an id of the same epoch changes nothing.
+//
+// Clock records what a gateway says of its clock in one of its boots (its
+// state is set or synchronised), and has synced it when it returns nil. It
+// corrects the samples that the gateway stamped in that boot by a clock that
+// was not synchronised (see Correct), whether their blocks are recorded
+// already or later. A better state replaces a worse one and never the other
+// way round; of equal ones the latest counts. What a block says is not
+// changed: a later clock corrects it anew.
 type Recorder interface {
 	Record(ctx context.Context, batch []Delivery) ([]Outcome, error)
 	Stored(ctx context.Context, gateway string, epochs []touchline.Epoch) ([]wire.EpochRanges, error)
 	Lost(ctx context.Context, gateway string, lost wire.Lost) error
+	Clock(ctx context.Context, gateway string, clock touchline.Clock) error
 }
 
 // A Delivery is one block as it came from a gateway, its CRC and bounds
@@ -40,6 +49,7 @@ type Delivery struct {
 	Session  uint64
 	Block    wire.Block
 	Samples  []touchline.Sample // what Block.Data decodes to; nil where it could not be decoded
+	Clock    *wire.BlockClock   // as Block.Data has it; nil where it says nothing of it
 	Problem  string             // why it could not be decoded; such a block is kept aside
 	Received time.Time
 }
@@ -72,10 +82,11 @@ type Query struct {
 
 // A Record is a sample as the store has it.
 type Record struct {
-	touchline.Sample
-	Gateway string
-	Epoch   touchline.Epoch
-	Seq     uint64
+	touchline.Sample // its time corrected
+	Clock            Note
+	Gateway          string
+	Epoch            touchline.Epoch
+	Seq              uint64
 }
 
 // Registry is the record store as the gate keeper sees it.

@@ -46,7 +46,7 @@ type Faulty interface {
 // closes what it opened.
 func Run(t *testing.T, open func(t *testing.T) Store) {
 	for _, group := range []map[string]func(*fixture){
-		recordTests, storedTests, lostTests, queryTests, registryTests, keyTests, crowdTests,
+		recordTests, storedTests, lostTests, clockTests, queryTests, registryTests, keyTests, crowdTests,
 	} {
 		names := make([]string, 0, len(group))
 		for name := range group {
@@ -230,6 +230,7 @@ func NewDelivery(t testing.TB, gateway string, epoch touchline.Epoch, first uint
 	if d.Samples, err = c.decoder.Decode(nil, d.Block.Data); err != nil {
 		t.Fatalf("decode block: %v", err)
 	}
+	d.Clock = c.decoder.Attributes().Clock
 	return d
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"touchline"
+	"touchline/cloud"
 	"touchline/wire"
 )
 
@@ -173,11 +174,17 @@ func (a *auditing) block(id int64, b *wire.Block, gateway int64, filter nameFilt
 		a.find("block %d: %v", id, err)
 		return nil
 	}
+	by, err := a.correction(id, gateway)
+	if err != nil {
+		return err
+	}
+	by.Apply(a.decoded)
 	minTime, maxTime := timeSpan(a.decoded)
 	var found int
 	err = a.tx.QueryRowContext(a.ctx, `
-		SELECT count(*) FROM block_time WHERE span = ? AND min_time = ? AND block = ? AND max_time = ? AND gateway = ?`,
-		spanClass(minTime, maxTime), minTime, id, maxTime, gateway).Scan(&found)
+		SELECT count(*) FROM block_time WHERE span = ? AND min_time = ? AND block = ? AND max_time = ? AND gateway = ?
+			AND until IS NULL AND shift = ? AND vouched = ?`,
+		spanClass(minTime, maxTime), minTime, id, maxTime, gateway, by.Shift, by.Vouched).Scan(&found)
 	if err != nil {
 		return err
 	}
@@ -193,6 +200,31 @@ func (a *auditing) block(id int64, b *wire.Block, gateway int64, filter nameFilt
 		}
 	}
 	return nil
+}
+
+// correction returns that of the block that was decoded last, and checks that
+// the store knows that it can be corrected.
+func (a *auditing) correction(id, gateway int64) (c cloud.Correction, err error) {
+	clock := a.decoder.Attributes().Clock
+	want := 0
+	if cloud.Doubted(clock, a.decoded) {
+		want = 1
+	}
+	var found int
+	var known touchline.Clock
+	row := a.tx.QueryRowContext(a.ctx, `
+		SELECT count(*), coalesce(max(boot.state), 0), coalesce(max(boot.offset), 0) FROM doubt JOIN boot ON boot.id = doubt.boot
+		WHERE doubt.block = ? AND boot.gateway = ?`, id, gateway)
+	if err := row.Scan(&found, &known.State, &known.Offset); err != nil {
+		return c, err
+	}
+	if found != want {
+		a.find("block %d has %d doubts of its clock, want %d", id, found, want)
+	}
+	if want == 0 {
+		return c, nil
+	}
+	return cloud.Correct(clock.Clock, known), nil
 }
 
 // asides checks that what is kept aside is still what was sent.
@@ -244,7 +276,7 @@ func (a *auditing) counters() error {
 		return fmt.Errorf("read counters: %w", err)
 	}
 	var times uint64
-	if err := a.tx.QueryRowContext(a.ctx, `SELECT count(*) FROM block_time`).Scan(&times); err != nil {
+	if err := a.tx.QueryRowContext(a.ctx, `SELECT count(*) FROM block_time WHERE until IS NULL`).Scan(&times); err != nil {
 		return fmt.Errorf("count times: %w", err)
 	}
 	if times != a.audited.Blocks {

@@ -15,7 +15,7 @@ import (
 // order: without that a query over a season would sort it.
 func TestSamples_PageIsOneSeekWithoutSorting(t *testing.T) {
 	s := openTest(t)
-	args := make([]any, 9)
+	args := make([]any, 10)
 	for i := range args {
 		args[i] = 1
 	}

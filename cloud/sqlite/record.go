@@ -120,6 +120,7 @@ func (r *recording) deliver(d *cloud.Delivery) (cloud.Outcome, error) {
 func (r *recording) store(d *cloud.Delivery, cur *cursor) error {
 	b := &d.Block
 	minTime, maxTime := timeSpan(d.Samples)
+	place := placed{span: span{minTime, maxTime}, gateway: cur.gateway}
 	result, err := r.tx.Exec(`
 		INSERT INTO block (cursor, first, count, crc, received, filter, data) VALUES (?, ?, ?, ?, ?, ?, ?)`,
 		cur.id, int64(b.First), b.Count, b.CRC, d.Received.UnixNano(), newNameFilter(d.Samples), nonNil(b.Data))
@@ -130,15 +131,32 @@ func (r *recording) store(d *cloud.Delivery, cur *cursor) error {
 	if err != nil {
 		return fmt.Errorf("insert: %w", err)
 	}
-	_, err = r.tx.Exec(`INSERT INTO block_time (span, min_time, block, max_time, gateway) VALUES (?, ?, ?, ?, ?)`,
-		spanClass(minTime, maxTime), minTime, id, maxTime, cur.gateway)
-	if err != nil {
-		return fmt.Errorf("insert time: %w", err)
+	place.block = id
+	if cloud.Doubted(d.Clock, d.Samples) {
+		if err := r.doubt(d, &place); err != nil {
+			return err
+		}
+	}
+	if err := place.insert(r.tx); err != nil {
+		return err
 	}
 	t := r.markStored(d, cur, cur.gateway)
 	t.samples += int64(b.Count)
 	t.blocks++
 	return nil
+}
+
+// doubt notes that a block's samples can be corrected, and places it by what is
+// known of its boot.
+func (r *recording) doubt(d *cloud.Delivery, place *placed) error {
+	boot, err := bootOf(r.tx, place.gateway, d.Clock.Boot)
+	if err != nil {
+		return err
+	}
+	row := doubtOf(place.block, d.Clock, d.Samples)
+	place.by = cloud.Correct(row.by, boot.known)
+	place.span = row.spanBy(place.by)
+	return row.insert(r.tx, boot.id)
 }
 
 // repeat says whether exactly this block (bounds and CRC) is stored, among

@@ -29,6 +29,7 @@ func (s *Store) Samples(ctx context.Context, q cloud.Query, yield func(cloud.Rec
 	defer func() { <-s.queries }()
 
 	r, err := s.newReading(ctx, q)
+	defer s.snapshots.drop(r)
 	if err != nil {
 		return fmt.Errorf("query samples: %w", err)
 	}
@@ -36,6 +37,9 @@ func (s *Store) Samples(ctx context.Context, q cloud.Query, yield func(cloud.Rec
 		if again, err = r.pass(ctx, yield); err != nil {
 			return err
 		}
+	}
+	if err := r.swept(ctx); err != nil {
+		return err
 	}
 	return r.damage.err()
 }
@@ -49,6 +53,7 @@ type reading struct {
 	store    *Store
 	query    cloud.Query
 	snapshot int64 // highest block id
+	version  int64 // of block_time
 	newest   int64 // time above which nothing is selected
 	gateway  int64 // 0: any
 	classes  []int // of blocks, that exist
@@ -70,9 +75,12 @@ func (s *Store) newReading(ctx context.Context, q cloud.Query) (*reading, error)
 	if q.Metric != "" {
 		r.names = append(r.names, metricHash(q.Metric))
 	}
-	if err := s.read.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM block`).Scan(&r.snapshot); err != nil {
-		return nil, err
+	s.snapshots.keep(r, 0) // all, until its version is known
+	row := s.read.QueryRowContext(ctx, `SELECT (SELECT coalesce(max(id), 0) FROM block), value FROM meta WHERE key = 'corrections'`)
+	if err := row.Scan(&r.snapshot, &r.version); err != nil {
+		return r, err
 	}
+	s.snapshots.keep(r, r.version)
 	r.empty = r.snapshot == 0
 	if q.To != nil {
 		r.empty = r.empty || *q.To == math.MinInt64 || q.From != nil && *q.From >= *q.To
@@ -83,7 +91,7 @@ func (s *Store) newReading(ctx context.Context, q cloud.Query) (*reading, error)
 		if errors.Is(err, sql.ErrNoRows) {
 			r.empty = true
 		} else if err != nil {
-			return nil, err
+			return r, err
 		}
 	}
 	var err error
@@ -150,6 +158,8 @@ func (r *reading) take(ctx context.Context, b *storedBlock) error {
 		return nil
 	}
 	r.store.decoded.Add(1)
+	clock := r.decoder.Attributes().Clock
+	b.by.Apply(r.decoded)
 	// The times are not in the CRC, and a wrong one would break the order.
 	if minTime, maxTime := timeSpan(r.decoded); minTime != b.minTime || maxTime != b.maxTime {
 		r.damage.add(b, fmt.Errorf("it is found at %d to %d ns where its samples are of %d to %d", b.minTime, b.maxTime, minTime, maxTime))
@@ -162,7 +172,7 @@ func (r *reading) take(ctx context.Context, b *storedBlock) error {
 			q.Sensor != "" && sample.Sensor != q.Sensor || q.Metric != "" && sample.Metric != q.Metric {
 			continue
 		}
-		r.selection.add(sample, b.source, b.First+uint64(i))
+		r.selection.add(held{sample: *sample, note: b.by.Note(clock, sample.Stamped), source: b.source, seq: b.First + uint64(i)})
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"touchline"
+	"touchline/cloud"
 	"touchline/wire"
 )
 
@@ -14,6 +15,7 @@ type storedBlock struct {
 	wire.Block       // Data is nil where it was too large to be read along
 	id               int64
 	minTime, maxTime int64
+	by               cloud.Correction
 	source           *source
 }
 
@@ -99,7 +101,7 @@ func (s *blockScan) next(ctx context.Context) (*storedBlock, error) {
 // in the other tables make a block that can't be read, and not one that is
 // silently left out.
 const pageQuery = `
-	SELECT t.block, t.min_time, t.max_time,
+	SELECT t.block, t.min_time, t.max_time, t.shift, t.vouched,
 		coalesce(b.first, 0), coalesce(b.count, 0), coalesce(b.crc, 0), coalesce(b.filter, x''),
 		coalesce(g.name, ''), coalesce(c.epoch, x''), CASE WHEN length(b.data) <= ?1 THEN b.data END
 	FROM block_time t
@@ -109,8 +111,9 @@ const pageQuery = `
 	WHERE t.span = ?2 AND (t.min_time, t.block) > (?3, ?4)
 		AND t.min_time <= ?5 AND t.max_time >= ?6
 		AND t.block <= ?7 AND (?8 = 0 OR t.gateway = ?8)
+		AND t.since <= ?9 AND (t.until IS NULL OR t.until > ?9)
 	ORDER BY t.min_time, t.block
-	LIMIT ?9`
+	LIMIT ?10`
 
 // readPage reads the class's next rows, and leaves out those whose filter
 // says that they have nothing for the query.
@@ -121,7 +124,7 @@ func (s *blockScan) readPage(ctx context.Context, c *classScan) error {
 		inline = -1 // most data will not be wanted
 	}
 	rows, err := r.store.read.QueryContext(ctx, pageQuery, inline, c.class, c.behind.minTime, c.behind.block,
-		r.newest, c.from, r.snapshot, r.gateway, pageBlocks)
+		r.newest, c.from, r.snapshot, r.gateway, r.version, pageBlocks)
 	if err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (s *blockScan) readPage(ctx context.Context, c *classScan) error {
 		var b storedBlock
 		var filter, epoch []byte
 		var gateway string
-		if err := rows.Scan(&b.id, &b.minTime, &b.maxTime, &b.First, &b.Count, &b.CRC, &filter,
+		if err := rows.Scan(&b.id, &b.minTime, &b.maxTime, &b.by.Shift, &b.by.Vouched, &b.First, &b.Count, &b.CRC, &filter,
 			&gateway, &epoch, &b.Data); err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ const applicationID = 0x746c6372
 
 // migrations bring the schema from version i to i+1. They are never changed
 // once released, only added to.
-var migrations = []string{schema1, schemaKeys}
+var migrations = []string{schema1, schemaKeys, schemaClocks}
 
 // Times are ns since the Unix epoch. Epochs are referred to by their cursor's
 // small id: 16 random bytes in every row and index entry would cost more than
@@ -104,6 +104,66 @@ CREATE TABLE lost (
 	recorded INTEGER NOT NULL,
 	PRIMARY KEY (gateway, epoch, id)
 ) WITHOUT ROWID;
+`
+
+// Version 2 knows gateways whose clocks were wrong. What is in block_time is
+// as corrected by then: a block whose stamps are corrected gets another row.
+const schemaClocks = `
+-- What is known of a gateway's clock in one of its boots.
+CREATE TABLE boot (
+	id       INTEGER PRIMARY KEY,
+	gateway  INTEGER NOT NULL REFERENCES gateway,
+	boot     BLOB NOT NULL,
+	state    INTEGER NOT NULL DEFAULT 0, -- touchline.ClockState; 0: nothing is known
+	offset   INTEGER NOT NULL DEFAULT 0, -- ns
+	recorded INTEGER,
+	UNIQUE (gateway, boot)
+);
+
+-- Blocks with samples that a clock message can correct: the clock that
+-- stamped them, and the spans of what it stamped and of the sensors' own
+-- times as the block has them (from after to where there are none).
+CREATE TABLE doubt (
+	block       INTEGER PRIMARY KEY REFERENCES block,
+	boot        INTEGER NOT NULL REFERENCES boot,
+	state       INTEGER NOT NULL,
+	offset      INTEGER NOT NULL,
+	stamped_min INTEGER NOT NULL,
+	stamped_max INTEGER NOT NULL,
+	own_min     INTEGER NOT NULL,
+	own_max     INTEGER NOT NULL
+);
+CREATE INDEX doubt_boot ON doubt (boot, block);
+
+-- Versions count corrections (meta, key corrections): a query reads the rows
+-- that were in force when it began.
+CREATE TABLE corrected_time (
+	span     INTEGER NOT NULL, -- spanClass(min_time, max_time)
+	min_time INTEGER NOT NULL,
+	block    INTEGER NOT NULL,
+	since    INTEGER NOT NULL, -- version; 0: from the beginning
+	until    INTEGER,          -- version; NULL: in force
+	max_time INTEGER NOT NULL,
+	gateway  INTEGER NOT NULL, -- the cursor's
+	shift    INTEGER NOT NULL, -- ns that are added to what the gateway stamped
+	vouched  INTEGER NOT NULL, -- 1: by a clock that was synchronised
+	PRIMARY KEY (span, min_time, block, since)
+) WITHOUT ROWID;
+INSERT INTO corrected_time SELECT span, min_time, block, 0, NULL, max_time, gateway, 0, 0 FROM block_time ORDER BY span, min_time, block;
+DROP TABLE block_time;
+ALTER TABLE corrected_time RENAME TO block_time;
+
+-- The rows of block_time that are out of force, until they are swept.
+CREATE TABLE retired (
+	until    INTEGER NOT NULL,
+	span     INTEGER NOT NULL,
+	min_time INTEGER NOT NULL,
+	block    INTEGER NOT NULL,
+	since    INTEGER NOT NULL,
+	PRIMARY KEY (until, span, min_time, block, since)
+) WITHOUT ROWID;
+
+INSERT INTO meta (key, value) VALUES ('corrections', '0'), ('swept', '0');
 `
 
 // migrate brings the schema up to date in one transaction. Of two processes

@@ -16,7 +16,7 @@ type limits struct {
 	textBytes int // of text and bytes values, likewise
 }
 
-// A held sample takes 104 bytes and its place in the order 32. With one block
+// A held sample takes 120 bytes and its place in the order 32. With one block
 // of 65,536 samples on top that is 27 MB; text adds 16 MiB and one block's 4
 // MiB; the decoded block itself 6 + 4 MB. Around 50 MiB, and in the usual
 // case (few values that are text) half of it.
@@ -45,6 +45,7 @@ type selection struct {
 
 type held struct {
 	sample touchline.Sample
+	note   cloud.Note
 	source *source
 	seq    uint64
 }
@@ -82,12 +83,11 @@ func (k key) compare(other key) int {
 }
 
 // add holds the sample unless it was yielded already or given up.
-func (s *selection) add(sample *touchline.Sample, from *source, seq uint64) {
-	k := key{sample.Time, from, seq}
+func (s *selection) add(h held) {
+	k := h.key()
 	if s.started && k.compare(s.last) <= 0 || s.bounded && k.compare(s.bound) >= 0 {
 		return
 	}
-	h := held{sample: *sample, source: from, seq: seq}
 	s.names.own(&h.sample)
 	s.textBytes += len(h.sample.Value.Text())
 	s.held = append(s.held, h)
@@ -126,7 +126,7 @@ func (s *selection) yieldAll(yield func(cloud.Record) error) error {
 func (s *selection) yield(order []place, yield func(cloud.Record) error) error {
 	for _, p := range order {
 		h := &s.held[p.index]
-		record := cloud.Record{Sample: h.sample, Gateway: h.source.gateway, Epoch: h.source.epoch, Seq: h.seq}
+		record := cloud.Record{Sample: h.sample, Clock: h.note, Gateway: h.source.gateway, Epoch: h.source.epoch, Seq: h.seq}
 		if err := yield(record); err != nil {
 			return err
 		}

@@ -58,6 +58,8 @@ type Store struct {
 	recording sync.Mutex // covers known
 	known     cursorCache
 
+	snapshots snapshots
+
 	queries chan struct{} // a place for each running Samples
 	limits  limits        // of one query's memory
 

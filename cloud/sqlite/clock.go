@@ -1,0 +1,250 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"touchline"
+	"touchline/cloud"
+	"touchline/wire"
+)
+
+// Clock implements cloud.Recorder. Blocks that the correction moves in time
+// get another row in block_time, with the version from which it is in force;
+// the old one stays until no query of this process reads an older version.
+// Three rows are written for each: 100,000 blocks, a day of ten small ones a
+// second, are a transaction of a few seconds.
+func (s *Store) Clock(ctx context.Context, gateway string, clock touchline.Clock) (err error) {
+	fail := func(err error) error {
+		return fmt.Errorf("record clock of gateway %s, boot %s: %w", gateway, clock.Boot, err)
+	}
+	if clock.State == touchline.ClockUnset || clock.State > touchline.ClockSynchronised {
+		return fail(fmt.Errorf("%s corrects nothing", clock.State))
+	}
+	tx, err := s.beginWrite(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	defer rollback(tx, &err)
+	var id int64
+	if err := tx.QueryRow(`SELECT id FROM gateway WHERE name = ?`, gateway).Scan(&id); errors.Is(err, sql.ErrNoRows) {
+		return fail(errNotRegistered)
+	} else if err != nil {
+		return fail(err)
+	}
+	b, err := bootOf(tx, id, clock.Boot)
+	if err != nil {
+		return fail(err)
+	}
+	if clock.State < b.known.State || clock == b.known {
+		return nil // recorded already, or better
+	}
+	if _, err := tx.Exec(`UPDATE boot SET state = ?, offset = ?, recorded = ? WHERE id = ?`,
+		int64(clock.State), clock.Offset, time.Now().UnixNano(), b.id); err != nil {
+		return fail(err)
+	}
+	if err := s.move(ctx, tx, b, clock); err != nil {
+		return fail(err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// A boot is a row of table boot.
+type boot struct {
+	id    int64
+	known touchline.Clock // the zero State where nothing is
+}
+
+// bootOf returns what is known of a gateway's boot, and makes its row where
+// there is none.
+func bootOf(tx *sql.Tx, gateway int64, id touchline.Boot) (boot, error) {
+	b := boot{known: touchline.Clock{Boot: id}}
+	if _, err := tx.Exec(`INSERT INTO boot (gateway, boot) VALUES (?, ?) ON CONFLICT DO NOTHING`, gateway, id[:]); err != nil {
+		return b, fmt.Errorf("make boot: %w", err)
+	}
+	row := tx.QueryRow(`SELECT id, state, offset FROM boot WHERE gateway = ? AND boot = ?`, gateway, id[:])
+	if err := row.Scan(&b.id, &b.known.State, &b.known.Offset); err != nil {
+		return b, fmt.Errorf("read boot: %w", err)
+	}
+	return b, nil
+}
+
+// A doubt is a row of table doubt: a block of which a clock message can
+// correct samples.
+type doubt struct {
+	block        int64
+	by           touchline.Clock
+	stamped, own span
+}
+
+// A span is the time from one sample to another; it is empty where from is
+// after to.
+type span struct{ from, to int64 }
+
+var noSpan = span{math.MaxInt64, math.MinInt64}
+
+func (s span) with(t int64) span { return span{min(s.from, t), max(s.to, t)} }
+
+// doubtOf returns the row for a block's samples.
+func doubtOf(block int64, clock *wire.BlockClock, samples []touchline.Sample) doubt {
+	d := doubt{block: block, by: clock.Clock, stamped: noSpan, own: noSpan}
+	for i := range samples {
+		if s := &samples[i]; s.Stamped {
+			d.stamped = d.stamped.with(s.Time)
+		} else {
+			d.own = d.own.with(s.Time)
+		}
+	}
+	return d
+}
+
+// spanBy returns the block's span as it is corrected.
+func (d *doubt) spanBy(c cloud.Correction) span {
+	return span{min(c.Time(d.stamped.from), d.own.from), max(c.Time(d.stamped.to), d.own.to)}
+}
+
+func (d *doubt) insert(tx *sql.Tx, boot int64) error {
+	_, err := tx.Exec(`
+		INSERT INTO doubt (block, boot, state, offset, stamped_min, stamped_max, own_min, own_max) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+		d.block, boot, int64(d.by.State), d.by.Offset, d.stamped.from, d.stamped.to, d.own.from, d.own.to)
+	if err != nil {
+		return fmt.Errorf("insert doubt: %w", err)
+	}
+	return nil
+}
+
+// A placed block is a row of table block_time.
+type placed struct {
+	span
+	block, gateway int64
+	by             cloud.Correction
+	since          int64
+}
+
+func (p *placed) insert(tx *sql.Tx) error {
+	_, err := tx.Exec(`
+		INSERT INTO block_time (span, min_time, block, since, max_time, gateway, shift, vouched) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+		spanClass(p.from, p.to), p.from, p.block, p.since, p.to, p.gateway, p.by.Shift, p.by.Vouched)
+	if err != nil {
+		return fmt.Errorf("insert time: %w", err)
+	}
+	return nil
+}
+
+// doubtPage is how many doubts are read at a time.
+const doubtPage = 1024
+
+// move puts the blocks of a boot where the new clock says, and what is known
+// of them into block_time.
+func (s *Store) move(ctx context.Context, tx *sql.Tx, b boot, clock touchline.Clock) error {
+	version, err := corrections(tx)
+	if err != nil {
+		return err
+	}
+	version++
+	moved := false
+	for last := int64(0); ; {
+		page, err := readDoubts(ctx, tx, b.id, last)
+		if err != nil {
+			return err
+		}
+		if len(page) == 0 {
+			break
+		}
+		for i := range page {
+			d := &page[i]
+			last = d.block
+			was, is := cloud.Correct(d.by, b.known), cloud.Correct(d.by, clock)
+			if was == is {
+				continue
+			}
+			moved = true
+			if err := replace(tx, d, was, is, version); err != nil {
+				return err
+			}
+		}
+	}
+	if !moved {
+		return nil
+	}
+	if _, err := tx.Exec(`UPDATE meta SET value = ? WHERE key = 'corrections'`, version); err != nil {
+		return fmt.Errorf("count corrections: %w", err)
+	}
+	return s.sweep(tx, version)
+}
+
+// corrections returns the version of block_time.
+func corrections(tx *sql.Tx) (version int64, err error) {
+	if err := tx.QueryRow(`SELECT value FROM meta WHERE key = 'corrections'`).Scan(&version); err != nil {
+		return 0, fmt.Errorf("read version of corrections: %w", err)
+	}
+	return version, nil
+}
+
+func readDoubts(ctx context.Context, tx *sql.Tx, boot, after int64) ([]doubt, error) {
+	rows, err := tx.QueryContext(ctx, `
+		SELECT block, state, offset, stamped_min, stamped_max, own_min, own_max FROM doubt
+		WHERE boot = ? AND block > ? ORDER BY block LIMIT ?`, boot, after, doubtPage)
+	if err != nil {
+		return nil, fmt.Errorf("read doubts: %w", err)
+	}
+	defer rows.Close()
+	var page []doubt
+	for rows.Next() {
+		var d doubt
+		if err := rows.Scan(&d.block, &d.by.State, &d.by.Offset, &d.stamped.from, &d.stamped.to, &d.own.from, &d.own.to); err != nil {
+			return nil, fmt.Errorf("read doubts: %w", err)
+		}
+		page = append(page, d)
+	}
+	return page, rows.Err()
+}
+
+// replace retires the row that is in force for a block, and makes another.
+func replace(tx *sql.Tx, d *doubt, was, is cloud.Correction, version int64) error {
+	old := d.spanBy(was)
+	p := placed{span: d.spanBy(is), block: d.block, by: is, since: version}
+	var since int64
+	err := tx.QueryRow(`
+		UPDATE block_time SET until = ? WHERE span = ? AND min_time = ? AND block = ? AND until IS NULL RETURNING since, gateway`,
+		version, spanClass(old.from, old.to), old.from, d.block).Scan(&since, &p.gateway)
+	if errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("block %d is not found at %d to %d ns: restore the store from a backup", d.block, old.from, old.to)
+	}
+	if err != nil {
+		return fmt.Errorf("retire time: %w", err)
+	}
+	_, err = tx.Exec(`INSERT INTO retired (until, span, min_time, block, since) VALUES (?, ?, ?, ?, ?)`,
+		version, spanClass(old.from, old.to), old.from, d.block, since)
+	if err != nil {
+		return fmt.Errorf("retire time: %w", err)
+	}
+	return p.insert(tx)
+}
+
+// sweep deletes the rows that no query of this process can want any more. One
+// of another process that does finds out (see reading.swept).
+func (s *Store) sweep(tx *sql.Tx, version int64) error {
+	s.snapshots.mu.Lock()
+	for _, v := range s.snapshots.of {
+		version = min(version, v)
+	}
+	s.snapshots.mu.Unlock()
+	for _, statement := range []string{
+		`DELETE FROM block_time WHERE (span, min_time, block, since) IN (SELECT span, min_time, block, since FROM retired WHERE until <= ?)`,
+		`DELETE FROM retired WHERE until <= ?`,
+		`UPDATE meta SET value = max(CAST(value AS INTEGER), ?) WHERE key = 'swept'`,
+	} {
+		if _, err := tx.Exec(statement, version); err != nil {
+			return fmt.Errorf("sweep times: %w", err)
+		}
+	}
+	return nil
+}
