@@ -143,7 +143,8 @@ func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (gateway 
 // at a level that is usually off.
 func (in *ingest) warn(r *http.Request, message, gateway string) {
 	level, now, last := slog.LevelDebug, time.Now().UnixNano(), in.warned.Load()
-	if now-last >= int64(time.Second) && in.warned.CompareAndSwap(last, now) {
+	// A clock that was set back must not silence it.
+	if (now-last >= int64(time.Second) || now < last) && in.warned.CompareAndSwap(last, now) {
 		level = slog.LevelWarn
 	}
 	in.log.Log(r.Context(), level, message, "remote", r.RemoteAddr, "claims", claimed(r), "gateway", gateway)

@@ -148,7 +148,7 @@ func TestQuery_SenMLSaysWhatItHasNoFormFor(t *testing.T) {
 
 func TestQuery_EmptyAnswersAreWhole(t *testing.T) {
 	n := start(t, options(), newMemory())
-	for format, want := range map[string]string{"csv": "time_unix_ns,gateway,sensor,metric,unit,value\n", "json": "[\n\n]\n", "senml": "[\n\n]\n"} {
+	for format, want := range map[string]string{"csv": "time_unix_ns,gateway,sensor,metric,unit,value,clock\n", "json": "[\n\n]\n", "senml": "[\n\n]\n"} {
 		if status, _, body := n.get("/v1/samples?format=" + format); status != http.StatusOK || body != want {
 			t.Errorf("%s: %d %q", format, status, body)
 		}
@@ -397,7 +397,7 @@ func TestQuery_RowsDontWaitForOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if _, err := io.ReadFull(resp.Body, make([]byte, len("time_unix_ns,gateway,sensor,metric,unit,value\n0,arena"))); err != nil {
+	if _, err := io.ReadFull(resp.Body, make([]byte, len("time_unix_ns,gateway,sensor,metric,unit,value,clock\n0,arena"))); err != nil {
 		t.Error(err)
 	}
 	close(hold)

@@ -16,3 +16,11 @@ func (d *Daemon) followClock(ctx context.Context) error {
 		}
 	}
 }
+
+func (d *Daemon) clockStatus() ClockStatus {
+	c := d.clock.Status()
+	return ClockStatus{
+		State: c.State.String(), Source: string(c.Source), ErrorSeconds: c.Error.Seconds(),
+		OffsetSeconds: c.Offset.Seconds(), UptimeSeconds: c.Uptime.Seconds(), Unconfirmed: d.buffer.Stats().Clocks,
+	}
+}

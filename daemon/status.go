@@ -16,6 +16,7 @@ type Status struct {
 	Started time.Time     `json:"started"`
 	Listen  ListenStatus  `json:"listen"`
 	Sensors SensorsStatus `json:"sensors"`
+	Clock   ClockStatus   `json:"clock"`
 	Buffer  BufferStatus  `json:"buffer"`
 	Wear    *WearStatus   `json:"wear,omitempty"` // nil where the system does not say
 	Uplink  UplinkStatus  `json:"uplink"`
@@ -66,6 +67,16 @@ type TransportCount struct {
 	Connections int64  `json:"connections"`
 	Messages    uint64 `json:"messages"`
 	Samples     uint64 `json:"samples"`
+}
+
+// ClockStatus says how far the times that the gateway stamps can be trusted.
+type ClockStatus struct {
+	State         string  `json:"state"`          // "unset", "set" or "synchronised"
+	Source        string  `json:"source"`         // who vouches for it: "system", "cloud" or "none"
+	ErrorSeconds  float64 `json:"error_seconds"`  // of the cloud's time, at most
+	OffsetSeconds float64 `json:"offset_seconds"` // by which what is stamped is ahead of the system's clock
+	UptimeSeconds float64 `json:"uptime_seconds"` // of the machine
+	Unconfirmed   int     `json:"unconfirmed"`    // corrections that the cloud has not confirmed
 }
 
 // BufferStatus says what waits on disk.
@@ -136,6 +147,7 @@ func (d *Daemon) Status() Status {
 		Started: d.started,
 		Listen:  ListenStatus{MQTT: d.MQTTAddr(), HTTP: d.HTTPAddr()},
 		Sensors: d.sensorsStatus(),
+		Clock:   d.clockStatus(),
 		Buffer:  d.bufferStatus(),
 		Wear:    d.wear(time.Now()),
 		Uplink:  d.uplinkStatus(),

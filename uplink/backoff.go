@@ -104,6 +104,9 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 		return min(time.Duration(n)*time.Second, maxFloor)
 	}
 	if t, err := http.ParseTime(v); err == nil {
+		if said, err := http.ParseTime(h.Get("Date")); err == nil {
+			now = said // by the clock that Retry-After is of, since ours may be wrong
+		}
 		return min(max(t.Sub(now), 0), maxFloor)
 	}
 	return 0

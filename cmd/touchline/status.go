@@ -99,6 +99,13 @@ func printStatus(out io.Writer, s daemon.Status) {
 	line("listening", "mqtt %s, http %s", s.Listen.MQTT, s.Listen.HTTP)
 	line("sensors", "%d seen, %.0f samples/s, %d samples taken", len(s.Sensors.Seen), s.Sensors.SamplesPerSecond, s.Sensors.Samples)
 	line("", "%d rejected, %d refused, %d kept as _raw", s.Sensors.Rejected, s.Sensors.Refused, s.Sensors.Raw)
+	if c := s.Clock; c.State != "synchronised" || c.OffsetSeconds > 1 || c.OffsetSeconds < -1 {
+		line("clock", "%s, by %s; what is stamped is %s ahead of the system's clock", c.State, c.Source,
+			time.Duration(c.OffsetSeconds*float64(time.Second)).Round(time.Second))
+		if c.Unconfirmed > 0 {
+			line("", "%d corrections of it are on their way to the cloud", c.Unconfirmed)
+		}
+	}
 	if s.Buffer.Blocks == 0 {
 		line("buffer", "%s: empty", s.Buffer.State)
 	} else {
