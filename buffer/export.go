@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -11,6 +12,9 @@ import (
 
 // exportBytes of data are read at a time.
 const exportBytes = 512 << 10
+
+// errUnsure ends an export that would leave out what can't be read now.
+var errUnsure = errors.New("the disk failed while blocks were merged, and the next commit has to settle it: export again when the buffer is ok")
 
 // Export calls take with all blocks that are held now, in the order of Next,
 // and returns the records of loss that the cloud has not confirmed. As those of
@@ -55,6 +59,9 @@ func (b *Buffer) exportBehind(ctx context.Context, after touchline.Position, end
 			return err
 		}
 		blocks, err := b.readBehind(after, exportBytes)
+		if err == nil && len(blocks) == 0 && b.unsure.Load() {
+			return errUnsure // not the end: it is not known what follows
+		}
 		if err != nil || len(blocks) == 0 {
 			return err
 		}

@@ -168,6 +168,57 @@ func TestMerge_LeavesWhatWasHandedOut(t *testing.T) {
 	}
 }
 
+// What is said of a block is said of all its samples: those that were stamped
+// by another setting of the clock are in another one.
+func TestMerge_KeepsSettingsOfTheClockApart(t *testing.T) {
+	opts, clock := testOptions(t), new(testClock)
+	opts.clock, opts.tick, opts.Uptime = clock.elapsed, time.Hour, clock.elapsed
+	b := openBuffer(t, opts)
+	unset := &touchline.Clock{Boot: touchline.Boot{1}, State: touchline.ClockUnset, Offset: 5}
+	set := &touchline.Clock{Boot: touchline.Boot{1}, State: touchline.ClockSet, Offset: 7e9}
+	same := *set // another pointer, as after a restart of what hands it over
+	for i, c := range []*touchline.Clock{nil, nil, unset, unset, set, &same, unset} {
+		samples := numbered(10*i, 10)
+		for j := range samples {
+			samples[j].Stamped = c != nil && j%2 == 0
+		}
+		if err := b.AppendAsync(context.Background(), touchline.Arrival{Samples: samples, Clock: c}, nil); err != nil {
+			t.Fatal(err)
+		}
+		clock.advance(time.Second)
+		b.round(false)
+	}
+	for range 8 { // a run ends where the clock differs, and the next begins there
+		clock.advance(2 * mergeSpan)
+		b.afterRound(true)
+	}
+	decoder := wire.NewDecoder()
+	var got []touchline.Clock
+	var uptimes []time.Duration
+	for _, block := range readAll(t, b) {
+		samples, err := decoder.Decode(nil, block.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := decoder.Attributes().Clock
+		for _, s := range samples {
+			if s.Stamped != (c != nil && s.Value.Float() == float64(int(s.Value.Float())/2*2)) {
+				t.Fatalf("%v is in a block of clock %v", s, c)
+			}
+		}
+		if c == nil {
+			c = new(wire.BlockClock)
+		}
+		got, uptimes = append(got, c.Clock), append(uptimes, c.Uptime)
+	}
+	if want := []touchline.Clock{{}, *unset, *set, *unset}; !slices.Equal(got, want) {
+		t.Fatalf("clocks of the blocks are %v, want %v", got, want)
+	}
+	if want := []time.Duration{0, 4 * time.Second, 6 * time.Second, 7 * time.Second}; !slices.Equal(uptimes, want) {
+		t.Errorf("blocks were committed at %v, want those of their youngest samples: %v", uptimes, want)
+	}
+}
+
 // Blocks of an earlier opening may have been handed out: they stay.
 func TestMerge_LeavesOtherEpochs(t *testing.T) {
 	opts, clock := testOptions(t), new(testClock)
@@ -214,6 +265,9 @@ func TestMerge_ThatFailedHoldsReadersBack(t *testing.T) {
 	b.afterRound(true)
 	if blocks := readAll(t, b); len(blocks) > 0 {
 		t.Errorf("%d blocks are read while it is not known what they become", len(blocks))
+	}
+	if _, err := b.Export(t.Context(), false, func([]wire.Block) error { return nil }); !errors.Is(err, errUnsure) {
+		t.Errorf("an export that would be short ends with %v", err)
 	}
 	failing = false
 	add(20)

@@ -11,10 +11,6 @@ import (
 	"touchline/internal/uml"
 )
 
-// clockCorrections says that the gateway tells the cloud, and the cloud
-// applies, by how much its clock was wrong when it stamped a sample.
-const clockCorrections = false
-
 // stampTolerance: a clock that was set is noticed within a second.
 const stampTolerance = 2 * time.Second
 
@@ -23,9 +19,6 @@ const stampTolerance = 2 * time.Second
 // after the clock is set, and holds that in the end each has the time at which
 // it came.
 func TestUML_SamplesOf1970GetTheirTimes(t *testing.T) {
-	if !clockCorrections {
-		t.Skip("what a gateway stamped by a wrong clock is not corrected yet")
-	}
 	if !uml.Inside() {
 		needGuests(t)
 		boot(t, guestOptions{shared: t.TempDir()}).finish()
