@@ -240,7 +240,9 @@ func TestWelcome_WhatIsWrongWithItEndsTheSession(t *testing.T) {
 		want string
 		code int // that the cloud hears; 0: none
 	}{
-		{"garbage", text(`{"type":"welcome"`), "broke the protocol", wire.CloseProtocol},
+		{"garbage", text(string(wire.Seal([]byte(`{"type":"welcome","session":"one"}`)))), "broke the protocol", wire.CloseProtocol},
+		{"changed on its way", text(`{"type":"welcome","crc":"00000000"}`), "CRC does not hold", wire.CloseProtocol},
+		{"without a CRC", text(`{"type":"welcome"}`), "CRC does not hold", wire.CloseProtocol},
 		{"not UTF-8", text("{\"type\":\"wel\xffcome\"}"), "not UTF-8", websocket.CloseInvalidFramePayloadData},
 		{"binary", func(s *cloudSession) { s.write(websocket.BinaryMessage, []byte{1}) }, "binary message", wire.CloseProtocol},
 		{"ack first", func(s *cloudSession) { s.send(&wire.Ack{}) }, "before welcome", wire.CloseProtocol},
@@ -301,9 +303,9 @@ func TestSession_IgnoresWhatItDoesNotKnow(t *testing.T) {
 		if !ok {
 			return true
 		}
-		s.write(websocket.TextMessage, []byte(`{"type":"advertisement","buy":"now"}`))
+		s.write(websocket.TextMessage, wire.Seal([]byte(`{"type":"advertisement","buy":"now"}`)))
 		s.welcome(hello)
-		s.write(websocket.TextMessage, []byte(`{"type":"ack","accepted":[],"sponsor":"x","time":"2026-01-01T00:00:00Z"}`))
+		s.write(websocket.TextMessage, wire.Seal([]byte(`{"type":"ack","accepted":[],"sponsor":"x","time":"2026-01-01T00:00:00Z"}`)))
 		e := touchline.NewEpoch()
 		all := []wire.EpochRanges{{Epoch: e, Ranges: touchline.Ranges{{First: 1, Last: 99}}}}
 		s.send(&wire.Ack{Accepted: all, Stored: all, Lost: []uint64{1, 2}})

@@ -66,10 +66,14 @@ func (s *session) readAll() error {
 
 // take acts on one message.
 func (s *session) take(data []byte) error {
-	m, err := wire.ParseMessage(data)
+	m, err := wire.ParseSealed(data)
 	if errors.Is(err, wire.ErrUnknownMessage) {
 		s.log.Debug("ignored a message", "error", err)
 		return nil
+	}
+	if errors.Is(err, wire.ErrSeal) {
+		// What the network broke, another connection heals.
+		return &failure{err: err, code: wire.CloseProtocol}
 	}
 	if err != nil {
 		return s.broken(err)

@@ -71,6 +71,35 @@ func TestParseMessage_TellsUnknownFromMalformed(t *testing.T) {
 	}
 }
 
+// A bit that flips on the way makes no other ack of an ack.
+func TestParseSealed_FindsEveryFlippedBit(t *testing.T) {
+	for name, m := range goldenMessages() {
+		sealed, err := MarshalMessage(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ParseSealed(sealed); err != nil || !reflect.DeepEqual(got, m) {
+			t.Errorf("%s is read as %+v, %v", sealed, got, err)
+		}
+		for i := range 8 * len(sealed) {
+			flipped := bytes.Clone(sealed)
+			flipped[i/8] ^= 1 << (i % 8)
+			got, err := ParseSealed(flipped)
+			if err == nil && !reflect.DeepEqual(got, m) { // a digit of the CRC may have two cases
+				t.Fatalf("%s: with bit %d flipped it is read as %+v", name, i, got)
+			}
+		}
+	}
+	for _, bare := range []string{`{"type":"ack"}`, `{"type":"weather"}`, `{}`, ``, `"}`} {
+		if _, err := ParseSealed([]byte(bare)); !errors.Is(err, ErrSeal) {
+			t.Errorf("%s: %v, want an error for want of a CRC", bare, err)
+		}
+	}
+	if _, err := ParseMessage([]byte(`{"type":"goaway","crc":"00000000"}`)); !errors.Is(err, ErrSeal) {
+		t.Errorf("a message with a wrong CRC is read: %v", err)
+	}
+}
+
 func TestParseMessage_SortsRanges(t *testing.T) {
 	checkMessage(t, &Resend{Epoch: goldenEpoch, Ranges: touchline.Ranges{{First: 1, Last: 9}}},
 		[]byte(`{"type":"resend","epoch":"00112233445566778899AABBCCDDEEFF","ranges":[[5,9],[1,2],[2,4]]}`))
