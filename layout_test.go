@@ -44,6 +44,7 @@ var mayImport = map[string][]string{
 	"touchline/e2e":                 {},
 	"touchline/internal/faultvfs":   {},
 	"touchline/internal/fuzzall":    {},
+	"touchline/internal/netlab":     {},
 	"touchline/internal/testreport": {},
 	"touchline/internal/uml":        {},
 }
