@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -41,6 +42,13 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	bin = dir
+	// Tests that call Parallel wait for networks, most of their time: they are
+	// limited by their number, not by the machine's cores.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
@@ -110,20 +118,26 @@ func programPath(name string) string {
 // at the end of the test.
 func start(t *testing.T, name string, args ...string) *program {
 	t.Helper()
+	return startBy(t, (*exec.Cmd).Start, name, args...)
+}
+
+// startBy is start by way of begin, which may change the command.
+func startBy(t *testing.T, begin func(*exec.Cmd) error, name string, args ...string) *program {
+	t.Helper()
 	p := &program{t: t, name: name, cmd: exec.Command(programPath(name), args...), log: &logBuffer{}, done: make(chan struct{})}
-	p.run()
+	p.run(begin)
 	return p
 }
 
-// run starts the process; it is killed at the end of the test.
-func (p *program) run() {
+// run starts the process by way of begin; it is killed at the end of the test.
+func (p *program) run(begin func(*exec.Cmd) error) {
 	p.t.Helper()
 	t := p.t
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if p.cmd.Dir == "" {
 		p.cmd.Dir = t.TempDir()
 	}
-	if err := p.cmd.Start(); err != nil {
+	if err := begin(p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -216,7 +230,8 @@ type site struct {
 	cloud, gateway             *program
 
 	cloudProgram, gatewayProgram string // names in bin, or absolute paths
-	evicts                       bool   // its gateway may evict: epochs may have holes
+	beginCloud, beginGateway     func(*exec.Cmd) error
+	evicts                       bool // its gateway may evict: epochs may have holes
 	ledger                       *ledger
 }
 
@@ -230,7 +245,7 @@ func newSite(t *testing.T, extra string) *site {
 // newSiteOf is newSite with other programs.
 func newSiteOf(t *testing.T, cloud, gateway, extra string) *site {
 	t.Helper()
-	s := &site{t: t, cloudProgram: cloud, gatewayProgram: gateway, cloudData: t.TempDir(), gatewayData: t.TempDir(), cloudPort: freePort(t), mqtt: freePort(t), http: freePort(t)}
+	s := &site{t: t, cloudProgram: cloud, gatewayProgram: gateway, beginCloud: (*exec.Cmd).Start, beginGateway: (*exec.Cmd).Start, cloudData: t.TempDir(), gatewayData: t.TempDir(), cloudPort: freePort(t), mqtt: freePort(t), http: freePort(t)}
 	conf := t.TempDir()
 	s.cloudConfig, s.gatewayConfig = filepath.Join(conf, "cloud.toml"), filepath.Join(conf, "touchline.toml")
 	writeFile(t, s.cloudConfig, fmt.Sprintf("listen = \"127.0.0.1:%d\"\ndata = %q\n", s.cloudPort, s.cloudData))
@@ -271,23 +286,19 @@ reconnect_max = "200ms"
 // moveGateway gives the gateway another data folder.
 func (s *site) moveGateway(dir string) {
 	s.t.Helper()
-	config, err := os.ReadFile(s.gatewayConfig)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	writeFile(s.t, s.gatewayConfig, strings.Replace(string(config), fmt.Sprintf("%q", s.gatewayData), fmt.Sprintf("%q", dir), 1))
+	editFile(s.t, s.gatewayConfig, fmt.Sprintf("%q", s.gatewayData), fmt.Sprintf("%q", dir))
 	s.gatewayData = dir
 }
 
 func (s *site) startCloud() {
 	s.t.Helper()
-	s.cloud = start(s.t, s.cloudProgram, "run", "--config", s.cloudConfig)
+	s.cloud = startBy(s.t, s.beginCloud, s.cloudProgram, "run", "--config", s.cloudConfig)
 	s.waitReady("touchline-cloud", s.cloud, s.cloudPort)
 }
 
 func (s *site) startGateway() {
 	s.t.Helper()
-	s.gateway = start(s.t, s.gatewayProgram, "run", "--config", s.gatewayConfig)
+	s.gateway = startBy(s.t, s.beginGateway, s.gatewayProgram, "run", "--config", s.gatewayConfig)
 	s.waitReady("touchline", s.gateway, s.http)
 	s.t.Cleanup(func() { // before the gateway is killed
 		if s.t.Failed() && s.gateway.running() {
@@ -331,9 +342,14 @@ type status struct {
 		LastError    string `json:"last_error"`
 	}
 	Uplink struct {
-		State   string
-		Session uint64
-		Stored  uint64 `json:"samples_stored"`
+		State     string
+		Session   uint64
+		LastError string  `json:"last_error"`
+		RTTWorst  float64 `json:"rtt_worst_seconds"`
+		Dials     uint64
+		Sessions  uint64
+		Resent    uint64 `json:"blocks_resent"`
+		Stored    uint64 `json:"samples_stored"`
 	}
 }
 
@@ -383,4 +399,17 @@ func writeFile(t *testing.T, name, text string) {
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// editFile replaces old, which is there once.
+func editFile(t *testing.T, name, old, new string) {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), old); n != 1 {
+		t.Fatalf("%s has %q %d times", name, old, n)
+	}
+	writeFile(t, name, strings.Replace(string(text), old, new, 1))
 }

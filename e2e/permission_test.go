@@ -85,7 +85,7 @@ func startAs(t *testing.T, id uint32, name string, args ...string) *program {
 	p := &program{t: t, name: name, cmd: exec.Command(programPath(name), args...), log: &logBuffer{}, done: make(chan struct{})}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}}
 	p.cmd.Dir = "/" // it may not enter a folder of the test's
-	p.run()
+	p.run((*exec.Cmd).Start)
 	return p
 }
 

@@ -1,11 +1,14 @@
 package netlab
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Hook is where a packet passes the firewall of a namespace.
@@ -38,11 +41,13 @@ func (n *Namespace) Heal() error {
 // the device outside, and forgets a flow that was idle for so long. Like the
 // cheap ones it then drops what comes of that flow, and tells nobody.
 func (n *Namespace) NAT(outside string, idle time.Duration) error {
-	// Before the first packet: what conntrack has not seen, it does not forget.
-	if err := n.ForgetAfter(idle); err != nil {
-		return err
-	}
+	// The system counts in seconds. All is set before the first packet: a
+	// flow keeps the timeout that its last packet gave it.
+	seconds := strconv.Itoa(max(1, int(idle/time.Second)))
 	for _, s := range []struct{ name, value string }{
+		{"netfilter/nf_conntrack_tcp_timeout_established", seconds},
+		{"netfilter/nf_conntrack_tcp_timeout_unacknowledged", seconds},
+		{"netfilter/nf_conntrack_tcp_timeout_max_retrans", seconds},
 		{"netfilter/nf_conntrack_tcp_loose", "0"}, // a flow it did not see begin is invalid
 		{"ipv4/ip_forward", "1"},
 	} {
@@ -51,6 +56,10 @@ func (n *Namespace) NAT(outside string, idle time.Duration) error {
 		}
 	}
 	return n.nft(fmt.Sprintf(`table ip netlab-nat {
+	chain input {
+		type filter hook input priority 0
+		ct state invalid counter drop
+	}
 	chain forward {
 		type filter hook forward priority 0
 		ct state invalid counter drop
@@ -62,16 +71,39 @@ func (n *Namespace) NAT(outside string, idle time.Duration) error {
 }`, outside))
 }
 
-// ForgetAfter sets how long an idle flow is remembered, from its next packet on.
-// The system counts in seconds.
-func (n *Namespace) ForgetAfter(idle time.Duration) error {
-	seconds := strconv.Itoa(max(1, int(idle/time.Second)))
-	for _, state := range []string{"established", "unacknowledged", "max_retrans"} {
-		if err := n.sysctl("netfilter/nf_conntrack_tcp_timeout_"+state, seconds); err != nil {
-			return err
+// Forget makes a NAT forget all flows, as a router does that starts anew.
+func (n *Namespace) Forget() error {
+	// From linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h: a deletion
+	// that names no flow means all.
+	const (
+		subsystemCT, deleteCT = 1, 2
+		flags                 = unix.NLM_F_REQUEST | unix.NLM_F_ACK
+		size                  = unix.NLMSG_HDRLEN + 4
+	)
+	request := binary.NativeEndian.AppendUint32(nil, size)
+	request = binary.NativeEndian.AppendUint16(request, subsystemCT<<8|deleteCT)
+	request = binary.NativeEndian.AppendUint16(request, flags)
+	request = append(request, make([]byte, 8)...)      // sequence and port
+	request = append(request, unix.AF_UNSPEC, 0, 0, 0) // nfgenmsg: every family, version 0, resource 0
+	return n.Do(func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return fmt.Errorf("%w: netfilter: %w", ErrRefused, err)
 		}
-	}
-	return nil
+		defer unix.Close(fd)
+		if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return fmt.Errorf("forget flows: %w", err)
+		}
+		answer := make([]byte, 4096)
+		got, _, err := unix.Recvfrom(fd, answer, 0)
+		if err != nil || got < unix.NLMSG_HDRLEN+4 {
+			return fmt.Errorf("forget flows: answer of %d bytes: %w", got, err)
+		}
+		if code := -int32(binary.NativeEndian.Uint32(answer[unix.NLMSG_HDRLEN:])); code != 0 {
+			return fmt.Errorf("%w: forget flows: %w", ErrRefused, unix.Errno(code))
+		}
+		return nil
+	})
 }
 
 // Flows returns how many established TCP flows a NAT remembers.

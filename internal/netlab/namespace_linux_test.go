@@ -154,7 +154,11 @@ func TestNAT_ForgetsIdleFlows(t *testing.T) {
 		check(t, err)
 	}
 	expectSilence(t, conn, "nobody knows me any more")
-	mustEcho(t, dialIn(t, inside, service), "a new flow is known")
+	conn = dialIn(t, inside, service)
+	mustEcho(t, conn, "a new flow is known")
+	check(t, router.Forget())
+	expectSilence(t, conn, "until the router starts anew")
+	mustEcho(t, dialIn(t, inside, service), "and so is the next")
 }
 
 func TestTunnel_DelaysLosesAndCuts(t *testing.T) {

@@ -142,6 +142,21 @@ func (r *Relay) ReleaseCloses() int {
 	return ended
 }
 
+// Held returns how many connections have an end that is held back.
+func (r *Relay) Held() (held int) {
+	r.mu.Lock()
+	pairs := slices.Clone(r.pairs)
+	r.mu.Unlock()
+	for _, p := range pairs {
+		p.mu.Lock()
+		if p.waiting > 0 {
+			held++
+		}
+		p.mu.Unlock()
+	}
+	return held
+}
+
 // Open returns how many connections are open.
 func (r *Relay) Open() int {
 	r.mu.Lock()

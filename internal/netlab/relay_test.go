@@ -270,17 +270,15 @@ func TestRelay_HeldClosesArriveNewestFirst(t *testing.T) {
 	if n := r.CutClients(); n != 3 {
 		t.Fatalf("cut %d", n)
 	}
-	// A release before a connection's end has been seen passes it by.
-	var order []int
-	for len(order) < 3 {
-		n := r.ReleaseCloses()
-		for range n {
-			order = append(order, <-e.ended)
-		}
-		if n > 0 && n < 3 {
-			t.Skipf("only %d of 3 ends had been seen when they were released: the order says nothing", n)
+	for deadline := time.Now().Add(patience); r.Held() < 3; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of 3 ends are held", r.Held())
 		}
 	}
+	if n := r.ReleaseCloses(); n != 3 {
+		t.Fatalf("released %d", n)
+	}
+	order := []int{<-e.ended, <-e.ended, <-e.ended}
 	if !slices.Equal(order, []int{2, 1, 0}) {
 		t.Errorf("the server saw the ends in the order %v", order)
 	}
