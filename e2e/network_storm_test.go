@@ -1,0 +1,334 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"touchline"
+	"touchline/cloud/sqlite"
+	"touchline/internal/netlab"
+	"touchline/uplink"
+	"touchline/wire"
+)
+
+// TestNetwork_StormComesBackAndResumes connects very many gateways to one cloud,
+// each with the real uplink and a source in memory, and takes it away from all
+// of them at once: first by a network that resets every connection, then by
+// kill -9. All must come back and have their blocks stored once.
+func TestNetwork_StormComesBackAndResumes(t *testing.T) {
+	// 2,000 gateways are 6,000 descriptors in this process, of 20,000, and
+	// 16,000 goroutines: the race detector takes half of that.
+	gateways, away := 200, time.Second
+	options := uplink.Defaults()
+	if long() {
+		gateways, away = 2000, 20*time.Second
+	} else {
+		options.BackoffCap = 2 * time.Second
+	}
+	f := newFleet(t, gateways, options)
+	f.startCloud()
+	begin := time.Now()
+	f.run()
+	f.gather("at the first connection", begin, nil)
+
+	f.addBlocks()
+	before := f.handshakes()
+	begin = time.Now()
+	for _, r := range f.relays {
+		r.Cut()
+	}
+	f.gather("after all connections were reset", begin, before)
+
+	f.site.cloud.expected = true
+	f.site.cloud.kill()
+	f.addBlocks()
+	pause(t.Context(), away) // so long nobody gets in: waits have doubled
+	f.startCloud()
+	f.gather(fmt.Sprintf("after kill -9 and %v without the cloud", away), time.Now(), nil)
+	f.stop()
+
+	v := &verdict{stored: f.samples()}
+	f.site.cloud.terminate()
+	f.auditFile(v)
+	if !v.holds() || v.epochs != gateways {
+		t.Errorf("%d epochs of %d: %s", v.epochs, gateways, v)
+	}
+}
+
+// A fleet is a cloud and very many gateways, in groups behind relays of which
+// each has a loopback address of its own: one address has 28,000 ports only.
+type fleet struct {
+	*site
+	relays   []*netlab.Relay
+	members  []*member
+	cancel   context.CancelFunc
+	ended    sync.WaitGroup
+	sessions uint64 // of each member, that gather waits for
+}
+
+type member struct {
+	uplink *uplink.Uplink
+	source *memorySource
+}
+
+const fleetGroups = 8
+
+func newFleet(t *testing.T, gateways int, options uplink.Options) *fleet {
+	t.Helper()
+	f := &fleet{site: newSite(t, "")}
+	for i := range fleetGroups {
+		own := net.IPv4(127, 0, 1, byte(1+i))
+		l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: own})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: own}}
+		r := netlab.NewRelay(l, netlab.RelayOptions{Dial: func(ctx context.Context, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", f.cloudPort))
+		}})
+		t.Cleanup(func() { r.Close() })
+		f.relays = append(f.relays, r)
+	}
+	store, err := sqlite.Open(t.Context(), f.cloudData, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	for i := range gateways {
+		o, token := options, fmt.Sprintf("token-%d", i)
+		o.Gateway, o.Software = fmt.Sprintf("venue-%d", i+1000), "touchline/storm"
+		o.URLs = []string{"ws://" + f.relays[i%fleetGroups].Addr()}
+		o.Token = func() (string, error) { return token, nil }
+		if err := store.AddGateway(t.Context(), o.Gateway, sha256.Sum256([]byte(token))); err != nil {
+			t.Fatal(err)
+		}
+		m := &member{source: newMemorySource()}
+		if m.uplink, err = uplink.New(o, m.source, slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		f.members = append(f.members, m)
+	}
+	f.addBlocks()
+	return f
+}
+
+// run starts all uplinks; they end with stop, or the test.
+func (f *fleet) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	f.cancel = cancel
+	for _, m := range f.members {
+		f.ended.Go(func() {
+			if err := m.uplink.Run(ctx); err != nil {
+				f.t.Error(err)
+			}
+		})
+	}
+	f.t.Cleanup(f.stop)
+}
+
+func (f *fleet) stop() {
+	f.cancel()
+	f.ended.Wait()
+}
+
+func (f *fleet) addBlocks() {
+	for _, m := range f.members {
+		m.source.add(f.t)
+	}
+}
+
+// samples returns how many samples all members have had.
+func (f *fleet) samples() (n uint64) {
+	for _, m := range f.members {
+		n += m.source.next - 1
+	}
+	return n
+}
+
+// gather waits until every member has a new session and nothing left to send,
+// and prints how the cloud fared; before is what its counters had at begin.
+func (f *fleet) gather(what string, begin time.Time, before map[string]int) {
+	f.t.Helper()
+	f.sessions++
+	back := make([]time.Duration, len(f.members)) // 0 is not yet
+	var rate handshakeRate
+	rate.add(begin, before)
+	nextLook := begin
+	waitFor(f.t, "all gateways to be back "+what, func() bool {
+		now := time.Now()
+		if now.After(nextLook) {
+			rate.add(now, f.handshakes())
+			nextLook = now.Add(100 * time.Millisecond)
+		}
+		missing := 0
+		for i, m := range f.members {
+			if back[i] == 0 {
+				if st := m.uplink.Stats(); st.State == uplink.Connected && st.Sessions >= f.sessions {
+					back[i] = now.Sub(begin)
+				}
+			}
+			if back[i] == 0 || m.source.left() > 0 {
+				missing++
+			}
+		}
+		return missing == 0
+	})
+	stored := time.Since(begin)
+	for _, m := range f.members { // who was faster than the others may have had two
+		f.sessions = max(f.sessions, m.uplink.Stats().Sessions)
+	}
+	slices.Sort(back)
+	f.t.Logf("MEASURED storm, %s: %d gateways; back after %.1f s (half), %.1f s (99 of 100), %.1f s (all), all stored after %.1f s; handshakes at the cloud: at most %d in a second, %d refused",
+		what, len(back), back[len(back)/2].Seconds(), back[len(back)*99/100].Seconds(), back[len(back)-1].Seconds(), stored.Seconds(), rate.peak, rate.refused)
+}
+
+// handshakes returns the cloud's counters by result.
+func (f *fleet) handshakes() map[string]int {
+	f.t.Helper()
+	counts := map[string]int{}
+	lines := bufio.NewScanner(bytes.NewReader(f.get(f.cloudPort, "/metrics")))
+	for lines.Scan() {
+		if rest, ok := strings.CutPrefix(lines.Text(), `touchline_cloud_handshakes_total{result="`); ok {
+			result, value, _ := strings.Cut(rest, `"} `)
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			counts[result] = int(n)
+		}
+	}
+	return counts
+}
+
+// A handshakeRate finds the second with the most handshakes.
+type handshakeRate struct {
+	looks         []look
+	peak, refused int
+}
+
+type look struct {
+	at    time.Time
+	count int
+}
+
+func (h *handshakeRate) add(now time.Time, counts map[string]int) {
+	all := 0
+	for result, n := range counts {
+		all += n
+		if result != "accepted" {
+			h.refused = max(h.refused, n)
+		}
+	}
+	h.looks = append(h.looks, look{now, all})
+	for len(h.looks) > 1 && now.Sub(h.looks[1].at) >= time.Second {
+		h.looks = h.looks[1:]
+	}
+	h.peak = max(h.peak, all-h.looks[0].count)
+}
+
+// A memorySource is a buffer without a disk: one epoch, blocks of ten samples.
+type memorySource struct {
+	epoch touchline.Epoch
+	next  uint64 // number of the next sample; set by add only
+
+	mu      sync.Mutex // covers what follows
+	blocks  []wire.Block
+	stored  touchline.Ranges
+	changed chan struct{} // closed, and made anew, when a block is added
+}
+
+func newMemorySource() *memorySource {
+	return &memorySource{epoch: touchline.NewEpoch(), next: 1, changed: make(chan struct{})}
+}
+
+// storedEncoder is used for one block at a time.
+var storedEncoder = sync.OnceValue(wire.NewEncoder)
+
+// add adds a block.
+func (m *memorySource) add(t *testing.T) {
+	t.Helper()
+	samples := make([]touchline.Sample, 10)
+	for i := range samples {
+		samples[i] = touchline.Sample{Sensor: "belt", Metric: "heart_rate", Time: messageTime(int(m.next) + i), Value: touchline.NumberValue(float64(i))}
+	}
+	encoded, err := storedEncoder().Encode(nil, samples)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := wire.Block{Epoch: m.epoch, First: m.next, Count: uint32(len(samples)), Data: encoded.Data}
+	b.CRC = b.Sum()
+	m.next += uint64(len(samples))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.blocks = append(m.blocks, b)
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// Next implements uplink.Source.
+func (m *memorySource) Next(ctx context.Context, after touchline.Position, maxBytes int) ([]wire.Block, error) {
+	for {
+		m.mu.Lock()
+		changed := m.changed
+		var out []wire.Block
+		size := 0
+		for _, b := range m.blocks {
+			if after.Epoch == m.epoch && b.First <= after.Seq {
+				continue
+			}
+			if size += len(b.Data); len(out) > 0 && size > maxBytes {
+				break
+			}
+			out = append(out, b)
+		}
+		m.mu.Unlock()
+		if len(out) > 0 {
+			return out, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Ack implements uplink.Source.
+func (m *memorySource) Ack(stored []wire.EpochRanges, _ []uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, er := range stored {
+		if er.Epoch == m.epoch {
+			m.stored.AddAll(er.Ranges)
+		}
+	}
+	m.blocks = slices.DeleteFunc(m.blocks, func(b wire.Block) bool { return m.stored.Contains(b.Range()) })
+	return nil
+}
+
+// Held implements uplink.Source.
+func (m *memorySource) Held() ([]wire.Held, []wire.Lost) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.blocks) == 0 {
+		return nil, nil
+	}
+	return []wire.Held{{Epoch: m.epoch, Oldest: m.blocks[0].First, Next: m.blocks[len(m.blocks)-1].Last() + 1}}, nil
+}
+
+func (m *memorySource) left() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.blocks)
+}
