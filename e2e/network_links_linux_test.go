@@ -13,6 +13,7 @@ import (
 // TestNetwork_BadLinksDeliverAllOnce sends over links that are far or lossy or
 // slow, or all of it.
 func TestNetwork_BadLinksDeliverAllOnce(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name       string
 		conditions netlab.Conditions
@@ -48,6 +49,7 @@ func TestNetwork_BadLinksDeliverAllOnce(t *testing.T) {
 // that is open, without a reset, one way or both, while nothing is sent and
 // while a large block is; a new connection is let through.
 func TestNetwork_BlackholeIsFoundAndReplaced(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name    string
 		up      bool // what the gateway sends
