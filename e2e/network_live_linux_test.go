@@ -1,13 +1,11 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
@@ -60,35 +58,6 @@ func TestNetwork_NewSamplesBesideABacklog(t *testing.T) {
 				t.Errorf("%d epochs: %s", result.epochs, result)
 			}
 		})
-	}
-}
-
-// postBacklog gives the gateway samples that hardly compress: 8 bytes each are
-// the worst that a number can be.
-func (v *venue) postBacklog(samples int) {
-	v.t.Helper()
-	random := rand.New(rand.NewPCG(1, 2))
-	const perPost = 10_000 // about 600 KB
-	for first := 0; first < samples; first += perPost {
-		var body bytes.Buffer
-		for i := first; i < first+perPost; i++ {
-			separator := byte(',')
-			if i == first {
-				separator = '['
-			}
-			body.WriteByte(separator)
-			fmt.Fprintf(&body, `{"n":"backlog/v","t":%d.%03d,"v":%g}`, messageTime(0)/1e9+int64(i/1000), i%1000, random.Float64())
-		}
-		body.WriteByte(']')
-		resp, err := http.Post(fmt.Sprintf("http://127.0.0.1:%d/v1/samples?sensor=backlog", v.http), "application/senml+json", &body)
-		if err != nil {
-			v.t.Fatal(err)
-		}
-		said, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode/100 != 2 {
-			v.t.Fatalf("POST of the backlog: %s: %s", resp.Status, said)
-		}
 	}
 }
 

@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"strconv"
 	"testing"
@@ -85,6 +88,35 @@ func (s *site) settle(c *crowd) *verdict {
 	s.t.Logf("MEASURED %s: %s; %d sessions, %d dials, %d blocks sent again, worst round trip %.0f ms",
 		s.t.Name(), v, st.Uplink.Sessions, st.Uplink.Dials, st.Uplink.Resent, 1000*st.Uplink.RTTWorst)
 	return v
+}
+
+// postBacklog gives the gateway samples that hardly compress: 8 bytes each are
+// the worst that a number can be.
+func (s *site) postBacklog(samples int) {
+	s.t.Helper()
+	random := rand.New(rand.NewPCG(1, 2))
+	const perPost = 10_000 // about 600 KB
+	for first := 0; first < samples; first += perPost {
+		var body bytes.Buffer
+		for i := first; i < first+perPost; i++ {
+			separator := byte(',')
+			if i == first {
+				separator = '['
+			}
+			body.WriteByte(separator)
+			fmt.Fprintf(&body, `{"n":"backlog/v","t":%d.%03d,"v":%g}`, messageTime(0)/1e9+int64(i/1000), i%1000, random.Float64())
+		}
+		body.WriteByte(']')
+		resp, err := http.Post(fmt.Sprintf("http://127.0.0.1:%d/v1/samples?sensor=backlog", s.http), "application/senml+json", &body)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		said, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode/100 != 2 {
+			s.t.Fatalf("POST of the backlog: %s: %s", resp.Status, said)
+		}
+	}
 }
 
 // networkSeed returns the seed of TOUCHLINE_NETWORK_SEED, else a new one, and
