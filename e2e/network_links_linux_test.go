@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -73,15 +74,16 @@ func TestNetwork_BlackholeIsFoundAndReplaced(t *testing.T) {
 			// A frame of 128 KiB takes this link 500 ms, less than a heartbeat.
 			v.tunnel(networkSeed(t), netlab.Conditions{Delay: 10 * time.Millisecond, BitsPerSecond: 2_000_000})
 			v.run()
-			session := v.session()
+			v.session()
 			c := v.publish(networkCrowd(3000)...) // 300 kB/s where 250 fit: always writing
+			var found, replaced []float64
 			for range times(1, 20) {
 				c.more(t, 1000)
 				if !tc.writing {
 					c.hold(t)
 					v.drained()
 				}
-				session = v.session()
+				session := v.session()
 				port := v.uplinkPort()
 				if tc.up {
 					check(t, v.cloudNet.Drop(netlab.Input, fmt.Sprintf("tcp sport %d", port)))
@@ -91,13 +93,16 @@ func TestNetwork_BlackholeIsFoundAndReplaced(t *testing.T) {
 				}
 				begin := time.Now()
 				v.lost(session)
-				found := since(begin)
-				replaced := v.sessionAfter(session)
-				t.Logf("MEASURED blackhole %s: found after %s, replaced after %s (session %d by %d), heartbeat %v",
-					tc.name, found, since(begin), session, replaced, heartbeat)
+				found = append(found, time.Since(begin).Seconds())
+				v.sessionAfter(session)
+				replaced = append(replaced, time.Since(begin).Seconds())
 				check(t, v.cloudNet.Heal())
 				c.release()
 			}
+			slices.Sort(found)
+			slices.Sort(replaced)
+			t.Logf("MEASURED blackhole %s, heartbeat %v, %d times: found after %.1f s (median) and %.1f s (worst), replaced after %.1f s and %.1f s",
+				tc.name, heartbeat, len(found), quantile(found, 0.5), quantile(found, 1), quantile(replaced, 0.5), quantile(replaced, 1))
 			c.more(t, 100)
 			v.settle(c)
 		})

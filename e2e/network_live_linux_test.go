@@ -35,14 +35,15 @@ func TestNetwork_NewSamplesBesideABacklog(t *testing.T) {
 			}
 			v := newVenue(t, 15*time.Second)
 			editFile(t, v.gatewayConfig, "reconnect_min", tc.setting+"\nreconnect_min")
-			link := v.tunnel(networkSeed(t), netlab.Conditions{Delay: 10 * time.Millisecond, BitsPerSecond: bitsPerSecond, QueueBytes: 256 << 10})
+			v.cable()
+			check(t, v.gatewayEnd().Limit(bitsPerSecond, 200*time.Millisecond))
 			v.run()
 			v.session()
-			link.Cut(true, true)
+			check(t, v.cloudNet.Drop(netlab.Input, fmt.Sprintf("iifname %q", v.cloudEnd().Device)))
 			v.postBacklog(samples)
 
 			live := v.measureLive()
-			link.Cut(false, false)
+			check(t, v.cloudNet.Heal())
 			begin := time.Now()
 			waitFor(t, "the backlog to drain", func() bool { return v.cloudHas("backlog", samples-1) })
 			drained := time.Since(begin)
@@ -197,9 +198,4 @@ func (m *liveMeter) conclude() []float64 {
 	}
 	slices.Sort(took)
 	return took
-}
-
-// quantile of a list that is sorted and not empty.
-func quantile(sorted []float64, q float64) float64 {
-	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }

@@ -148,3 +148,8 @@ func times(short, n int) int {
 
 // since is how tests print times, which they never assert.
 func since(begin time.Time) string { return fmt.Sprintf("%.1f s", time.Since(begin).Seconds()) }
+
+// quantile of a list that is sorted and not empty.
+func quantile(sorted []float64, q float64) float64 {
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}

@@ -22,7 +22,7 @@ type venue struct {
 	gatewayNet, cloudNet *netlab.Namespace
 }
 
-// cloudAddress is the cloud's in the network between; its network is cloudNet.
+// The network between the two.
 const (
 	gatewayAddress = "198.18.0.1"
 	cloudAddress   = "198.18.0.2"

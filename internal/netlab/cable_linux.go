@@ -35,16 +35,6 @@ func (e End) up() error {
 	return e.In.Run("ip", "link", "set", e.Device, "up")
 }
 
-// SetUp turns the device on or off: the cable is pulled. Routes that were added
-// go with it.
-func (e End) SetUp(up bool) error {
-	state := "down"
-	if up {
-		state = "up"
-	}
-	return e.In.Run("ip", "link", "set", e.Device, state)
-}
-
 // Route sends what is for network through via.
 func (n *Namespace) Route(network netip.Prefix, via netip.Addr) error {
 	return n.Run("ip", "route", "add", network.String(), "via", via.String())

@@ -60,11 +60,10 @@ type Flow struct {
 // RelayStats counts since NewRelay.
 type RelayStats struct {
 	Accepted, Dialed  int    // connections
+	Greeted, Rejected int    // by Greet
 	Up, Down          uint64 // bytes passed on
-	Flipped           int    // bits
 	Swallowed         uint64 // bytes
-	AcceptedAt        []time.Time
-	Greeted, Rejected int // by Greet
+	Flipped           int    // bits
 }
 
 // NewRelay relays what l accepts; l is the relay's from then on.
@@ -168,9 +167,7 @@ func (r *Relay) Open() int {
 func (r *Relay) Stats() RelayStats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := r.stats
-	s.AcceptedAt = slices.Clone(s.AcceptedAt)
-	return s
+	return r.stats
 }
 
 func (r *Relay) count(f func(*RelayStats)) {
@@ -192,10 +189,7 @@ func (r *Relay) accept() {
 		if err != nil {
 			return
 		}
-		r.count(func(s *RelayStats) {
-			s.Accepted++
-			s.AcceptedAt = append(s.AcceptedAt, time.Now())
-		})
+		r.count(func(s *RelayStats) { s.Accepted++ })
 		p := newPair(r, client, number)
 		r.mu.Lock()
 		if r.closed {
