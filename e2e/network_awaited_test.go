@@ -12,11 +12,10 @@ const (
 	httpProxy   = "an HTTP proxy, by HTTPS_PROXY and HTTP_PROXY"
 	socksProxy  = "a SOCKS5 proxy, by HTTPS_PROXY and HTTP_PROXY"
 	fallback    = "HTTPS where upgrades are refused"
-	checkedAcks = "acknowledgements whose damage is noticed"
 	backToFirst = "several addresses, back to the first"
 )
 
-var awaited = map[string]bool{liveFirst: true, checkedAcks: true, httpProxy: true, socksProxy: true, fallback: true, backToFirst: true}
+var awaited = map[string]bool{liveFirst: true, httpProxy: true, socksProxy: true, fallback: true, backToFirst: true}
 
 // await skips a test of something that is awaited, unless
 // TOUCHLINE_TEST_AWAITED is set.

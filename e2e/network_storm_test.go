@@ -318,6 +318,9 @@ func (m *memorySource) Ack(stored []wire.EpochRanges, _ []uint64) error {
 }
 
 // Held implements uplink.Source.
+// Reconcile has nothing to bring back: what was stored is gone here.
+func (m *memorySource) Reconcile([]wire.EpochRanges) error { return nil }
+
 func (m *memorySource) Held() ([]wire.Held, []wire.Lost) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
