@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -266,7 +267,7 @@ func (b *batcher) record(stop, work context.Context, entries []*entry) {
 	}
 	b.failures++
 	b.stats.recordErrors.Add(1)
-	if b.failures >= isolateAfter {
+	if b.failures >= isolateAfter && !errors.Is(err, ErrUnavailable) {
 		if g = b.isolate(stop, work, g); g.len() == 0 {
 			b.health(nil)
 			b.failures = 0

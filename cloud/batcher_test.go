@@ -109,6 +109,30 @@ func TestRecord_HalvingIsolatesThePoisonBlock(t *testing.T) {
 	}
 }
 
+// A full disk takes small blocks and refuses large ones, and takes those that
+// have no samples beside them. That is no ground to keep one aside.
+func TestRecord_NoBlockIsBlamedForAFullDisk(t *testing.T) {
+	store := newMemory("arena")
+	sent := blocks(t, 40)
+	var full atomic.Bool
+	full.Store(true)
+	store.beforeRecord = func(_ context.Context, batch []cloud.Delivery) error {
+		if full.Load() && (len(batch) > 1 || len(batch[0].Samples) > 0 && batch[0].Block.First > sent[9].First) {
+			return fmt.Errorf("%w: no space", cloud.ErrUnavailable)
+		}
+		return nil
+	}
+	n := start(t, options(), store)
+	g, _ := n.join("arena")
+	g.send(sent...)
+	eventually(t, "recording failed", func() bool { return n.server.Stats().RecordErrors > 8 })
+	full.Store(false)
+	g.stored(sent...)
+	if st := n.server.Stats(); st.KeptAside != 0 || st.SamplesStored != uint64(10*len(sent)) {
+		t.Errorf("%d blocks kept aside, %d samples stored", st.KeptAside, st.SamplesStored)
+	}
+}
+
 func TestRecord_BlockThatCantBeKeptAsideHoldsUpNobody(t *testing.T) {
 	store := newMemory("arena", "other")
 	sent := blocks(t, 10)

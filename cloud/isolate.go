@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 )
@@ -13,8 +14,8 @@ import (
 // succeed, is refused: it was not acknowledged, so its gateway has it and sends it
 // again. Nothing here loses a block, and none holds up the rest.
 //
-// A store that is down fails everything. It is told from a bad block by what
-// succeeds: with nothing done, the first block that fails alone ends the sweep
+// A store that is down fails everything, or says so (ErrUnavailable). Where it
+// does not, it is told from a bad block by what succeeds: with nothing done, the first block that fails alone ends the sweep
 // (after log2(512) + 4 = 13 transactions at most); with something done, the
 // third in a row does. Halves come in random order, so that the sweep after one
 // that ended at a bad block begins with another.
@@ -59,6 +60,10 @@ func (b *batcher) halve(work context.Context, g batch, sw *sweep) {
 		b.settle(sw)
 		return
 	}
+	if errors.Is(err, ErrUnavailable) {
+		sw.giveUp(g)
+		return
+	}
 	if g.len() > 1 {
 		middle := g.len() / 2
 		one, other := g.slice(0, middle), g.slice(middle, g.len())
@@ -76,6 +81,10 @@ func (b *batcher) halve(work context.Context, g batch, sw *sweep) {
 			b.settle(sw)
 			return
 		}
+		if errors.Is(err, ErrUnavailable) {
+			sw.giveUp(g)
+			return
+		}
 	}
 	aside := g.deliveries[0]
 	aside.Samples = nil
@@ -88,10 +97,17 @@ func (b *batcher) halve(work context.Context, g batch, sw *sweep) {
 	}
 	sw.failed, sw.err = sw.failed.join(g), err
 	if !sw.succeeded || sw.failed.len() >= maxFailedInRow || sw.stopped() {
-		sw.down = true
-		sw.rest = sw.rest.join(sw.failed)
-		sw.failed = batch{}
+		sw.giveUp(batch{})
 	}
+}
+
+// giveUp ends the sweep: the store is down, and no block is to blame. On a full
+// disk for one, a block is refused and a smaller one, or the same without its
+// samples, is taken.
+func (sw *sweep) giveUp(g batch) {
+	sw.down = true
+	sw.rest = sw.rest.join(sw.failed).join(g)
+	sw.failed = batch{}
 }
 
 // settle: a transaction succeeded, so the blocks that failed before it failed

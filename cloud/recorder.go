@@ -20,8 +20,9 @@ import (
 // whose epoch belongs to another gateway, is kept aside in the same
 // transaction, and is Stored as well (KeptAside says so): there is no refusal
 // that could eat data. An error means that nothing is known of the batch; the
-// caller offers the same deliveries again. Record is called by one goroutine
-// at a time.
+// caller offers the same deliveries again. One that wraps ErrUnavailable is the
+// store's own trouble; of any other a block of the batch may be the cause, and
+// it is looked for. Record is called by one goroutine at a time.
 //
 // Stored returns which numbers of the given epochs the store has, for
 // epochs of this gateway only. Lost records what a gateway announced to be
@@ -40,6 +41,10 @@ type Recorder interface {
 	Lost(ctx context.Context, gateway string, lost wire.Lost) error
 	Clock(ctx context.Context, gateway string, clock touchline.Clock) error
 }
+
+// ErrUnavailable is wrapped by the errors of a Recorder for which no block is
+// to blame: no space, an I/O error, a lock, no connection.
+var ErrUnavailable = errors.New("record store is unavailable")
 
 // A Delivery is one block as it came from a gateway, its CRC and bounds
 // checked. Samples and Block.Data are the caller's again when Record returns;

@@ -42,13 +42,13 @@ func TestClients_MosquittoCurlAndWscat(t *testing.T) {
 	})
 	all := string(s.get(s.cloudPort, "/v1/samples"))
 	for _, want := range []string{
-		",venue-1,belt-7,heart_rate,,142\n",
-		"1700000000000000001,venue-1,belt-8,heart_rate,,150.5\n",
-		"1700000000000000001,venue-1,belt-8,on,,true\n",
-		"1700000000000000002,venue-1,belt-9,cadence,1/min,88\n",
-		"1700000001000000000,venue-1,tracker-1,x,m,52.31\n",
-		"1700000001000000000,venue-1,tracker-1,y,m,31.22\n",
-		"1700000002000000000,venue-1,imu-3,gyro_x,,-10.671\n",
+		",venue-1,belt-7,heart_rate,,142,",
+		"1700000000000000001,venue-1,belt-8,heart_rate,,150.5,\n",
+		"1700000000000000001,venue-1,belt-8,on,,true,\n",
+		"1700000000000000002,venue-1,belt-9,cadence,1/min,88,\n",
+		"1700000001000000000,venue-1,tracker-1,x,m,52.31,\n",
+		"1700000001000000000,venue-1,tracker-1,y,m,31.22,\n",
+		"1700000002000000000,venue-1,imu-3,gyro_x,,-10.671,\n",
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("missing %q in\n%s", want, all)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/mattn/go-sqlite3"
+
+	"touchline/cloud"
 )
 
 // busyTimeout is how long a connection waits for another process's lock. The
@@ -99,6 +101,18 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// unavailable wraps what SQLite says of the file, the disk or the memory, and
+// not of what it was given.
+func unavailable(err error) error {
+	for _, code := range []sqlite3.ErrNo{sqlite3.ErrFull, sqlite3.ErrIoErr, sqlite3.ErrBusy, sqlite3.ErrLocked, sqlite3.ErrReadonly,
+		sqlite3.ErrCantOpen, sqlite3.ErrNomem, sqlite3.ErrProtocol, sqlite3.ErrCorrupt, sqlite3.ErrNotADB} {
+		if isCode(err, code) {
+			return fmt.Errorf("%w: %w", cloud.ErrUnavailable, err)
+		}
+	}
+	return err
 }
 
 func isCode(err error, code sqlite3.ErrNo) bool {

@@ -31,7 +31,7 @@ func (s *Store) Record(ctx context.Context, batch []cloud.Delivery) ([]cloud.Out
 		if ctx.Err() != nil {
 			err = ctx.Err() // and not that the transaction is closed
 		}
-		return nil, fmt.Errorf("record %d blocks: %w", len(batch), err)
+		return nil, fmt.Errorf("record %d blocks: %w", len(batch), unavailable(err))
 	}
 	s.known.trim()
 	return outcomes, nil
