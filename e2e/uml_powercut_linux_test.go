@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -169,7 +170,8 @@ func failForAWhile(t *testing.T, f *flakyDisk, s *site, c *crowd) {
 func keptSite(t *testing.T, gateway string) *site {
 	t.Helper()
 	s := &site{
-		t: t, cloudProgram: "touchline-cloud", gatewayProgram: gateway, cloudPort: 20001, mqtt: 20002, http: 20003,
+		t: t, cloudProgram: "touchline-cloud", gatewayProgram: gateway, beginCloud: (*exec.Cmd).Start, beginGateway: (*exec.Cmd).Start,
+		cloudPort: 20001, mqtt: 20002, http: 20003,
 		gatewayData: "/mnt/a/data", cloudData: "/mnt/b/data",
 	}
 	conf := t.TempDir()
