@@ -228,6 +228,7 @@ func (t *txn) ackRange(epoch int, r touchline.Range, room *int) (rest touchline.
 		return true
 	})
 	for _, k := range found {
+		t.b.handOut(k.last) // a cloud that stores what nobody sent it must not have that merged with more
 		t.marks.add(k)
 		t.marksChanged = true
 		t.acked += k.samples

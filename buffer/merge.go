@@ -37,7 +37,7 @@ type storedBlock struct {
 
 // handOut notes that readers have blocks up to a key: they are frozen. It is
 // called with b.readers held shared, under which they were read: merging holds
-// it exclusively.
+// it exclusively. The goroutine that merges needs no lock.
 func (b *Buffer) handOut(last int64) {
 	for {
 		was := b.frozen.Load()
@@ -215,10 +215,12 @@ func (b *Buffer) mergeBlocks(merge *mergeRun) error {
 	if err = t.commit(); err != nil {
 		// The log may hold it whole, so that a power cut brings it about, until
 		// the next commit overwrites it: what it would change is not to be read
-		// before that.
+		// before that. That commit is not left to the next sample.
 		b.unsure.Store(true)
+		signal(b.work)
 	}
 	b.note(err)
+	b.w.pressed = false // a merge that finds no room is no ground to give anything up
 	b.noticeDamage(err)
 	return err
 }

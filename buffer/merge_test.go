@@ -8,8 +8,11 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	sqlite3 "github.com/mattn/go-sqlite3"
 
 	"touchline"
 	"touchline/wire"
@@ -272,4 +275,85 @@ func TestMerge_ThatFailedHoldsReadersBack(t *testing.T) {
 	failing = false
 	add(20)
 	wantSame(t, decodeAll(t, readAll(t, b)), numbered(0, 30))
+}
+
+// onRun calls f in the goroutine of Run, after a commit, and waits for it.
+func onRun(t testing.TB, b *Buffer, f func()) {
+	t.Helper()
+	done := make(chan error, 1)
+	b.mu.Lock()
+	b.waiting.evicts = append(b.waiting.evicts, func(err error) { f(); done <- err })
+	b.mu.Unlock()
+	signal(b.work)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// After a merge that failed, a gateway to which nothing comes goes on sending
+// by itself, also where the disk is full; and nothing is given up for a merge.
+func TestMerge_ThatFailedLetsReadersGoOnByItself(t *testing.T) {
+	for name, fault := range map[string]error{
+		"sync":      sqlite3.Error{Code: sqlite3.ErrIoErr},
+		"full disk": sqlite3.Error{Code: sqlite3.ErrFull},
+	} {
+		t.Run(name, func(t *testing.T) {
+			opts, clock := testOptions(t), new(testClock)
+			opts.clock, opts.tick, opts.ballast = clock.elapsed, time.Hour, -1 // no tick helps
+			var free atomic.Int64
+			free.Store(1 << 30)
+			opts.free = func(string) (int64, error) { return free.Load(), nil }
+			var merging atomic.Bool
+			opts.fault = func(stage string, err error) error {
+				if stage == "commit" && merging.CompareAndSwap(true, false) {
+					return fault
+				}
+				return err
+			}
+			b := startBuffer(t, opts)
+			for i := range 5 {
+				mustAppend(t, b, numbered(10*i, 10))
+			}
+			clock.advance(2 * mergeSpan)
+			onRun(t, b, func() {
+				merging.Store(true)
+				if err := b.merge(); err == nil || !b.unsure.Load() {
+					t.Errorf("the merge ended with %v", err)
+				}
+				free.Store(0) // and others took the rest
+				clock.advance(2 * freeInterval)
+			})
+			blocks, err := b.Next(testContext(t), touchline.Position{}, 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSame(t, decodeAll(t, blocks), numbered(0, 50))
+			if s := b.Stats(); s.Samples != 50 || s.LostRecords != 0 || s.CommitErrors != 1 {
+				t.Errorf("%d samples are held, %d losses, %d commits failed: want 50, none, one", s.Samples, s.LostRecords, s.CommitErrors)
+			}
+		})
+	}
+}
+
+// A cloud that calls stored what it never got loses that, and nothing else.
+func TestMerge_LeavesWhatTheCloudClaims(t *testing.T) {
+	opts, clock := keepOptions(t)
+	opts.KeepStored = 10 * mergeSpan
+	b := startBuffer(t, opts)
+	for i := range 5 {
+		mustAppend(t, b, numbered(10*i, 10))
+	}
+	if err := b.Ack([]wire.EpochRanges{{Epoch: b.epoch, Ranges: touchline.Ranges{{First: 1, Last: 10}}}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	evict(t, b)
+	clock.advance(2 * mergeSpan)
+	onRun(t, b, func() { b.afterRound(true) })
+	if s := b.Stats(); s.Merged != 4 || s.Blocks != 1 || s.KeptBlocks != 1 {
+		t.Errorf("%d blocks were merged, %d wait and %d are kept: want 4, 1 and 1", s.Merged, s.Blocks, s.KeptBlocks)
+	}
+	clock.advance(opts.KeepStored)
+	evict(t, b)
+	wantKept(t, b, 1, 0)
+	wantSame(t, decodeAll(t, readAll(t, b)), numbered(10, 40))
 }

@@ -185,9 +185,11 @@ func (t *txn) tally() error {
 }
 
 // probeDue says whether to try if the disk takes something again: a full one
-// when it has room, since appends may be refused until then.
+// when it has room, since appends may be refused until then. After a merge that
+// failed it is tried whatever is free: readers wait for it, and a full disk may
+// have no other way to get room than that they go on.
 func (b *Buffer) probeDue() bool {
-	return b.w.failed > 0 && (!b.w.pressed || !b.spaceIsShort())
+	return b.unsure.Load() || b.w.failed > 0 && (!b.w.pressed || !b.spaceIsShort())
 }
 
 // tallyDue is false without blocks: then there are no ages either.
