@@ -30,21 +30,54 @@ type model struct {
 	disk  *faultvfs.Disk
 	opts  Options
 	clock *testClock
+	free  int64 // bytes on the disk
 	b     *Buffer
 	ended chan error
 
-	next    int // number of the next sample
-	blocks  []modelBlock
-	acked   map[touchline.Epoch]*touchline.Ranges // since the buffer last looked at acknowledgements as a whole
-	losses  map[uint64]wire.Lost                  // not confirmed
-	openAt  int                                   // openings
-	actions *int
+	next   int // number of the next sample
+	blocks []modelBlock
+	acked  map[touchline.Epoch]*touchline.Ranges // not yet written down as marks
+	lacks  map[touchline.Epoch]*touchline.Ranges // that the cloud lost, not yet written down
+	cloud  map[touchline.Epoch]*touchline.Ranges // what the cloud has
+	losses map[uint64]wire.Lost                  // announced, not confirmed
+	openAt int                                   // openings
+	handed uint64                                // number of this epoch up to which blocks were handed out
+
+	stamped map[int]bool    // samples
+	known   map[int]int64   // samples in the window of repeats → running ms
+	repeats uint64          // that were dropped since it was opened
+	now     touchline.Clock // the gateway's
+	boots   []modelBoot     // oldest first
+	found   *modelCounts
 }
 
 // A modelBlock is one that is in the file, oldest first.
 type modelBlock struct {
 	wire.Block
-	samples []int
+	samples []int // in the block's order
+	clock   touchline.Clock
+	marked  bool  // as stored
+	at      int64 // …then
+}
+
+func (block *modelBlock) place() blockAt { return blockAt{block.Epoch, block.First} }
+
+// modelCounts says how much was tried.
+type modelCounts struct {
+	actions, crashes, merged, mergesFailed, lacked, repeats, corrected, faults, kept, evicted int
+}
+
+func newModel(t *rapid.T, root string, found *modelCounts) *model {
+	m := &model{t: t, root: root, clock: new(testClock), free: 1 << 40, found: found,
+		acked: make(map[touchline.Epoch]*touchline.Ranges), lacks: make(map[touchline.Epoch]*touchline.Ranges),
+		cloud: make(map[touchline.Epoch]*touchline.Ranges), losses: make(map[uint64]wire.Lost), stamped: make(map[int]bool),
+		now: touchline.Clock{Boot: touchline.Boot{1}}}
+	// Nothing happens by itself.
+	m.opts = Options{MaxBytes: 1 << 30, MaxAge: time.Hour, FreeReserve: 1 << 20, WhenFull: EvictOldest,
+		KeepStored: rapid.SampledFrom([]time.Duration{0, 20 * time.Minute}).Draw(t, "keep stored"), KeepAtLeast: 5 * time.Minute,
+		RepeatWindow: 5 * time.Minute, RepeatBytes: 8 << 20, Uptime: m.clock.elapsed,
+		ballast: 64 << 10, clock: m.clock.elapsed, free: func(string) (int64, error) { return m.free, nil }, tick: 24 * time.Hour}
+	return m
 }
 
 func (m *model) open(dir string) {
@@ -63,6 +96,7 @@ func (m *model) open(dir string) {
 		m.t.Fatal(err)
 	}
 	m.openAt++
+	m.handed, m.repeats = 0, 0
 }
 
 func (m *model) close() {
@@ -76,140 +110,83 @@ func (m *model) close() {
 	m.b = nil
 }
 
-// isAcked says whether the cloud has all of a block.
-func (m *model) isAcked(block *wire.Block) bool {
-	set := m.acked[block.Epoch]
-	return set != nil && set.Contains(block.Range())
+// A modelGroup is samples that are handed over together.
+type modelGroup struct {
+	samples []int
+	told    int // position of the disk's log at which it was acknowledged
+	err     error
 }
 
-// adopt makes the file's blocks the model's, after it was checked that each
-// that came is of the samples given and each that went was acknowledged, or is
-// recorded as lost with all that was older.
-func (m *model) adopt(came [][]int) {
-	m.t.Helper()
-	there, err := rawBlocks(m.b, m.b.store.readDB)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	before := make(map[blockAt]*modelBlock, len(m.blocks))
-	for i := range m.blocks {
-		before[blockAt{m.blocks[i].Epoch, m.blocks[i].First}] = &m.blocks[i]
-	}
-	want := make(map[int]bool)
-	for _, group := range came {
-		for _, n := range group {
-			want[n] = true
-		}
-	}
-	var now []modelBlock
-	decoder := wire.NewDecoder()
-	for _, block := range there {
-		if old := before[blockAt{block.Epoch, block.First}]; old != nil {
-			if old.CRC != block.CRC || old.Count != block.Count {
-				m.t.Fatalf("block %s/%d changed", block.Epoch, block.First)
-			}
-			now = append(now, *old)
-			delete(before, blockAt{block.Epoch, block.First})
-			continue
-		}
-		samples, err := sampleNumbers(decoder, block)
-		if err != nil {
-			m.t.Fatalf("block %s/%d: %v", block.Epoch, block.First, err)
-		}
-		for _, n := range samples {
-			if !want[n] {
-				m.t.Fatalf("sample %d is in a new block, and was not appended now", n)
-			}
-			delete(want, n)
-		}
-		now = append(now, modelBlock{Block: block, samples: samples})
-	}
-	if len(want) > 0 {
-		m.t.Fatalf("%d samples that were acknowledged are not there", len(want))
-	}
-	m.checkGone(before, now)
-	m.blocks = now
-	m.b.mu.Lock()
-	defer m.b.mu.Unlock()
-	if m.b.acks.ranges() == 0 { // applied: what covered a block in part is forgotten
-		clear(m.acked)
-	}
-}
-
-// checkGone holds what is no more in the file against acknowledgements and
-// recorded losses.
-func (m *model) checkGone(gone map[blockAt]*modelBlock, now []modelBlock) {
-	m.t.Helper()
-	lost := make(map[touchline.Epoch]*touchline.Ranges)
-	m.b.mu.Lock()
-	for _, r := range m.b.lost {
-		if lost[r.Epoch] == nil {
-			lost[r.Epoch] = new(touchline.Ranges)
-		}
-		lost[r.Epoch].AddAll(r.Ranges)
-	}
-	m.b.mu.Unlock()
-	for at, block := range gone {
-		set := lost[at.epoch]
-		evicted := set != nil && set.Contains(block.Range())
-		if !evicted && !m.isAcked(&block.Block) {
-			m.t.Fatalf("block %s/%d is gone: nobody acknowledged it, and no loss is recorded", at.epoch, at.first)
-		}
-		if !evicted {
-			continue
-		}
-		for i := range now {
-			if set := lost[now[i].Epoch]; set != nil && set.Overlaps(now[i].Range()) {
-				m.t.Fatalf("block %s/%d is recorded as lost, and there", now[i].Epoch, now[i].First)
-			}
-		}
-		// The oldest goes first.
-		for i := range m.blocks {
-			older := &m.blocks[i]
-			if older.Epoch == at.epoch && older.First == at.first {
-				break
-			}
-			if gone[blockAt{older.Epoch, older.First}] == nil {
-				m.t.Fatalf("block %s/%d was evicted, and %s/%d, which is older, was not", at.epoch, at.first, older.Epoch, older.First)
-			}
-		}
-	}
-}
-
-// Append hands over some groups at once.
-func (m *model) Append(t *rapid.T) {
-	sizes := rapid.SliceOfN(rapid.IntRange(1, 400), 1, 4).Draw(t, "samples")
-	groups, _ := m.append(sizes)
-	m.adopt(groups)
-}
-
-// append returns the numbers of the samples, and at which position of the log
-// each group was acknowledged.
-func (m *model) append(sizes []int) (groups [][]int, told []int) {
-	told = make([]int, len(sizes))
-	var answered sync.WaitGroup
-	for i, size := range sizes {
-		var samples []touchline.Sample
-		var group []int
+// groups makes groups of samples that were never handed over.
+func (m *model) groups(sizes []int) []*modelGroup {
+	var groups []*modelGroup
+	for _, size := range sizes {
+		g := new(modelGroup)
 		for range size {
-			samples = append(samples, sampleNumber(m.next))
-			group = append(group, m.next)
+			g.samples = append(g.samples, m.next)
 			m.next++
 		}
-		groups = append(groups, group)
+		groups = append(groups, g)
+	}
+	return groups
+}
+
+// append hands over groups, those with a clock stamped in part, and waits for
+// their answers.
+func (m *model) append(groups []*modelGroup, clock *touchline.Clock) {
+	var answered sync.WaitGroup
+	for _, g := range groups {
+		var samples []touchline.Sample
+		for _, n := range g.samples {
+			s := sampleNumber(n)
+			s.Stamped = m.stamped[n]
+			samples = append(samples, s)
+		}
 		answered.Add(1)
-		if err := m.b.AppendAsync(context.Background(), touchline.Arrival{Samples: samples}, func(err error) {
-			if err != nil {
-				m.t.Errorf("append: %v", err)
-			}
-			told[i] = m.disk.Now()
+		if err := m.b.AppendAsync(context.Background(), touchline.Arrival{Samples: samples, Clock: clock}, func(err error) {
+			g.told, g.err = m.disk.Now(), err
 			answered.Done()
 		}); err != nil {
 			m.t.Fatal(err)
 		}
 	}
 	answered.Wait()
-	return groups, told
+}
+
+// Append hands over some groups at once, among them samples that were there
+// before, under the gateway's clock or with times of their own.
+func (m *model) Append(t *rapid.T) {
+	groups := m.groups(rapid.SliceOfN(rapid.IntRange(1, 400), 1, 4).Draw(t, "samples"))
+	var clock *touchline.Clock
+	if rapid.Bool().Draw(t, "stamps") {
+		now := m.now
+		clock = &now
+		for _, g := range groups {
+			for _, n := range g.samples {
+				m.stamped[n] = n%3 == 0
+			}
+		}
+	}
+	for _, g := range groups {
+		if m.next > len(g.samples) && rapid.Bool().Draw(t, "repeats") {
+			first := rapid.IntRange(max(g.samples[0]-2000, 0), g.samples[0]).Draw(t, "from")
+			for n := first; n < min(first+50, g.samples[0]); n++ {
+				g.samples = append(g.samples, n)
+			}
+		}
+	}
+	m.append(groups, clock)
+	var came []int
+	for _, g := range groups {
+		if g.err != nil {
+			t.Fatalf("append: %v", g.err)
+		}
+		came = append(came, m.fresh(g.samples)...)
+	}
+	if clock != nil {
+		m.doubt(came)
+	}
+	m.adopt(came, nil)
 }
 
 // Read reads from any position, and wants just what follows there.
@@ -222,7 +199,7 @@ func (m *model) Read(t *rapid.T) {
 	}
 	var want []wire.Block
 	for i := from; i < len(m.blocks); i++ {
-		if !m.isAcked(&m.blocks[i].Block) {
+		if !m.isStored(&m.blocks[i]) {
 			want = append(want, m.blocks[i].Block)
 		}
 	}
@@ -248,6 +225,9 @@ func (m *model) Read(t *rapid.T) {
 			t.Fatalf("block %d is %s/%d, want %s/%d", i, got[i].Epoch, got[i].First, want[i].Epoch, want[i].First)
 		}
 		size += len(got[i].Data)
+		if got[i].Epoch == m.b.epoch {
+			m.handed = max(m.handed, got[i].Last())
+		}
 	}
 	if size > maxBytes && len(got) > 1 {
 		t.Fatalf("%d blocks of %d bytes, of which %d were asked for", len(got), size, maxBytes)
@@ -257,7 +237,8 @@ func (m *model) Read(t *rapid.T) {
 	}
 }
 
-// Ack acknowledges whole blocks, parts, what is gone, unknown epochs.
+// Ack acknowledges whole blocks, parts, what is gone, what nobody was sent,
+// unknown epochs.
 func (m *model) Ack(t *rapid.T) {
 	var stored []wire.EpochRanges
 	for range rapid.IntRange(1, 5).Draw(t, "ranges") {
@@ -271,10 +252,9 @@ func (m *model) Ack(t *rapid.T) {
 		if last := m.highest(epoch); last > 0 {
 			// Later numbers are not there to be acknowledged yet.
 			r.First, r.Last = min(r.First, last), min(r.Last, last)
-			if m.acked[epoch] == nil {
-				m.acked[epoch] = new(touchline.Ranges)
-			}
-			m.acked[epoch].Add(r)
+			addTo(m.acked, epoch, r)
+			addTo(m.cloud, epoch, r)
+			without(m.lacks, epoch, touchline.Ranges{r})
 		}
 		stored = append(stored, wire.EpochRanges{Epoch: epoch, Ranges: touchline.Ranges{r}})
 	}
@@ -283,11 +263,10 @@ func (m *model) Ack(t *rapid.T) {
 			t.Fatal(err)
 		}
 	}
-	m.adopt(nil)
+	m.adopt(nil, nil)
 }
 
-// highest returns the last number of an epoch that the file ever had, by its
-// blocks.
+// highest returns the last number of an epoch that is in the file.
 func (m *model) highest(epoch touchline.Epoch) (last uint64) {
 	for i := range m.blocks {
 		if m.blocks[i].Epoch == epoch {
@@ -321,37 +300,65 @@ func (m *model) Confirm(t *rapid.T) {
 // Evict applies limits and acknowledgements, after some time.
 func (m *model) Evict(t *rapid.T) {
 	m.clock.advance(time.Duration(rapid.IntRange(0, 40).Draw(t, "minutes")) * time.Minute)
-	acked := make(map[blockAt]bool)
-	for i := range m.blocks {
-		acked[blockAt{m.blocks[i].Epoch, m.blocks[i].First}] = m.isAcked(&m.blocks[i].Block)
-	}
+	m.evict()
+	m.adopt(nil, nil)
+	m.checkLimits()
+}
+
+func (m *model) evict() {
 	if err := m.b.Evict(context.Background()); err != nil {
-		t.Fatal(err)
+		m.t.Fatal(err)
 	}
-	m.adopt(nil)
+	m.applyBoots()
+}
+
+// checkLimits wants nothing there that is to be gone.
+func (m *model) checkLimits() {
+	now := m.b.clock.now()
 	for i := range m.blocks {
-		if acked[blockAt{m.blocks[i].Epoch, m.blocks[i].First}] {
-			t.Fatalf("block %s/%d is acknowledged, and still there", m.blocks[i].Epoch, m.blocks[i].First)
+		block := &m.blocks[i]
+		if m.isStored(block) != block.marked {
+			m.t.Fatalf("block %s/%d is acknowledged (%v), and marked (%v)", block.Epoch, block.First, !block.marked, block.marked)
+		}
+		if block.marked && block.at+m.b.keepMS() <= now {
+			m.t.Fatalf("block %s/%d is stored since %d, and still there at %d", block.Epoch, block.First, block.at, now)
 		}
 	}
-	if held := m.b.Stats().Bytes; held > m.b.opts.MaxBytes {
-		t.Fatalf("%d bytes are held, above the limit", held)
+	if s := m.b.Stats(); s.Bytes+s.KeptBytes > m.b.opts.MaxBytes {
+		m.t.Fatalf("%d bytes are held, above the limit", s.Bytes+s.KeptBytes)
 	}
 }
 
-// Reopen ends the buffer politely.
-func (m *model) Reopen(*rapid.T) {
+// Reopen ends the buffer politely, and may boot the machine.
+func (m *model) Reopen(t *rapid.T) {
 	dir := m.opts.Dir
 	m.close()
 	m.open(dir)
-	m.adopt(nil)
+	m.applyBoots()
+	if rapid.Bool().Draw(t, "boot") {
+		m.now = touchline.Clock{Boot: touchline.Boot{1, byte(m.openAt), byte(m.openAt >> 8)}}
+	}
+	m.b.SetClock(m.now)
+	m.adopt(nil, nil)
+	m.recall()
 }
 
-// Crash cuts the power in the middle of an append, and goes on with what is
-// left: all but that append.
+// Crash cuts the power in the middle of an append or of a merge, and goes on
+// with what is left: all but that.
 func (m *model) Crash(t *rapid.T) {
+	merging := rapid.Bool().Draw(t, "while merging")
+	if merging {
+		m.lowRate(t)
+	}
 	before := m.disk.Now()
-	groups, told := m.append(rapid.SliceOfN(rapid.IntRange(1, 300), 1, 3).Draw(t, "samples"))
+	var groups []*modelGroup
+	if merging {
+		m.clock.advance(mergeSpan)
+		m.onRun(func() { m.b.afterRound(true) })
+	} else {
+		groups = m.groups(rapid.SliceOfN(rapid.IntRange(1, 300), 1, 3).Draw(t, "samples"))
+		m.append(groups, nil)
+	}
 	position := before + rapid.IntRange(0, 1000).Draw(t, "position")%(m.disk.Now()-before+1)
 	mode := faultvfs.Mode(rapid.IntRange(0, int(faultvfs.Modes)-1).Draw(t, "mode"))
 	r := m.disk.Replay()
@@ -363,46 +370,38 @@ func (m *model) Crash(t *rapid.T) {
 		t.Fatal(err)
 	}
 	m.open(dir)
-	m.adopt(m.survivors(groups, told, position))
-}
-
-// survivors returns the groups that a power cut left: all that were
-// acknowledged before it, and maybe more.
-func (m *model) survivors(groups [][]int, told []int, position int) (left [][]int) {
-	there, err := rawBlocks(m.b, m.b.store.readDB)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	decoder := wire.NewDecoder()
-	has := make(map[int]bool)
-	for _, block := range there {
-		samples, err := sampleNumbers(decoder, block)
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		for _, n := range samples {
-			has[n] = true
-		}
-	}
-	for i, group := range groups {
-		if told[i] <= position || has[group[0]] {
-			left = append(left, group)
-		}
-	}
-	return left
+	m.adopt(nil, &uncertain{groups: groups, position: position})
+	m.recall()
+	m.takeBoots()
+	m.b.SetClock(m.now)
+	m.evict()
+	m.adopt(nil, nil)
+	m.found.crashes++
 }
 
 // check compares what does not depend on the action.
 func (m *model) check(t *rapid.T) {
-	*m.actions++
-	var want totals
+	m.found.actions++
+	var waiting, kept totals
 	held := make(map[touchline.Epoch]bool)
 	for i := range m.blocks {
-		want.add(totals{1, int64(m.blocks[i].Count), int64(len(m.blocks[i].Data)) + blockOverheadBytes})
+		n := totals{1, int64(m.blocks[i].Count), int64(len(m.blocks[i].Data)) + blockOverheadBytes}
+		if m.blocks[i].marked {
+			kept.add(n)
+		} else {
+			waiting.add(n)
+		}
 		held[m.blocks[i].Epoch] = true
 	}
-	if s := m.b.Stats(); s.Blocks != want.blocks || s.Samples != want.samples || s.Bytes != want.bytes || s.State != StateOK || s.Damaged != 0 {
-		t.Fatalf("counted %d blocks, %d samples, %d bytes, state %s, %d damaged: want %+v", s.Blocks, s.Samples, s.Bytes, s.State, s.Damaged, want)
+	s := m.b.Stats()
+	if got := (totals{s.Blocks, s.Samples, s.Bytes}); got != waiting || s.State != StateOK || s.Damaged != 0 {
+		t.Fatalf("counted %+v, state %s, %d damaged: want %+v", got, s.State, s.Damaged, waiting)
+	}
+	if got := (totals{s.KeptBlocks, s.KeptSamples, s.KeptBytes}); got != kept {
+		t.Fatalf("counted %+v that are kept, want %+v", got, kept)
+	}
+	if s.Repeats != m.repeats || s.ForgottenEarly != 0 {
+		t.Fatalf("counted %d repeats, %d samples forgotten early: want %d and none", s.Repeats, s.ForgottenEarly, m.repeats)
 	}
 	epochs, _ := m.b.heldEpochs()
 	if len(epochs) != len(held) {
@@ -412,43 +411,47 @@ func (m *model) check(t *rapid.T) {
 
 // The buffer does what a list in memory would, through crashes too.
 func TestModel(t *testing.T) {
-	checks, actions := "12", 0
+	checks := "12"
 	if long() {
-		checks = "1000"
+		checks = "500"
 	}
-	for name, value := range map[string]string{"rapid.checks": checks, "rapid.steps": "40", "rapid.seed": fmt.Sprint(testSeed(t, 0))} {
+	for name, value := range map[string]string{"rapid.checks": checks, "rapid.steps": "60", "rapid.seed": fmt.Sprint(testSeed(t, 0))} {
 		if err := flag.Set(name, value); err != nil {
 			t.Fatal(err)
 		}
 	}
-	crashes := 0
+	var found modelCounts
 	rapid.Check(t, func(t *rapid.T) {
 		root, err := os.MkdirTemp(memoryRoot(), "touchline-test-")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(root)
-		m := &model{t: t, root: root, clock: new(testClock), actions: &actions,
-			acked: make(map[touchline.Epoch]*touchline.Ranges), losses: make(map[uint64]wire.Lost)}
-		// Nothing happens by itself.
-		m.opts = Options{MaxBytes: 1 << 30, MaxAge: time.Hour, WhenFull: EvictOldest, ballast: -1, clock: m.clock.elapsed, tick: 24 * time.Hour}
-		dir := filepath.Join(root, "0")
-		m.open(dir)
+		m := newModel(t, root, &found)
+		m.open(filepath.Join(root, "0"))
 		defer func() { m.close() }()
+		m.b.SetClock(m.now)
+		m.recall()
 		t.Repeat(map[string]func(*rapid.T){
-			"Append":  m.Append,
-			"Read":    m.Read,
-			"Ack":     m.Ack,
-			"Confirm": m.Confirm,
-			"Evict":   m.Evict,
-			"Reopen":  m.Reopen,
-			"Crash":   func(t *rapid.T) { m.Crash(t); crashes++ },
-			"":        m.check,
+			"Append":    m.Append,
+			"Read":      m.Read,
+			"Ack":       m.Ack,
+			"Confirm":   m.Confirm,
+			"Evict":     m.Evict,
+			"Merge":     m.Merge,
+			"Reconcile": m.Reconcile,
+			"SetClock":  m.SetClock,
+			"Fail":      m.Fail,
+			"FillDisk":  m.FillDisk,
+			"Reopen":    m.Reopen,
+			"Crash":     m.Crash,
+			"":          m.check,
 		})
 	})
-	t.Logf("MEASURED buffer against its model: %d actions, %d of them crashes, no difference", actions, crashes)
-	if actions < 200 || crashes == 0 {
-		t.Errorf("%d actions, %d crashes: want more", actions, crashes)
+	t.Logf("MEASURED buffer against its model: %d actions, %d of them crashes, %d faults of the disk; %d blocks merged, %d merges failed, %d kept blocks forgotten, %d lacked by the cloud, %d evicted, %d repeats dropped, %d clocks corrected: no difference",
+		found.actions, found.crashes, found.faults, found.merged, found.mergesFailed, found.kept, found.lacked, found.evicted, found.repeats, found.corrected)
+	if found.actions < 300 || slices.Contains([]int{found.crashes, found.faults, found.merged, found.mergesFailed, found.kept, found.lacked, found.evicted, found.repeats, found.corrected}, 0) {
+		t.Errorf("%+v: want some of each", found)
 	}
 }
 
