@@ -8,6 +8,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -95,7 +96,9 @@ func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daem
 			return nil, err
 		}
 	}
-	if d.relay, err = relay.New(relayOptions(c), logger); err != nil {
+	carrying := relayOptions(c)
+	carrying.TLS = d.tlsTo
+	if d.relay, err = relay.New(carrying, logger); err != nil {
 		return nil, err
 	}
 	if err := d.relay.Tidy(); err != nil {
@@ -215,7 +218,7 @@ func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
 	opts.Token = token
 	opts.Software = "touchline/" + touchline.Version
 	if d.clock != nil { // nil: Check only asks what would be refused
-		opts.Clock, opts.Corrections = d.clock, d.buffer
+		opts.Clock, opts.Corrections, opts.TLS = d.clock, d.buffer, d.tlsTo
 	}
 	opts.AcceptTimeout = time.Duration(c.AcceptTimeout)
 	opts.StoreTimeout = time.Duration(c.StoreTimeout)
@@ -223,6 +226,18 @@ func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
 	opts.BackoffCap = time.Duration(c.ReconnectMax)
 	d.uplink, err = uplink.New(opts, d.buffer, logger)
 	return err
+}
+
+// tlsTo returns what a connection to a host is encrypted by. A gateway that
+// boots without a clock has to get through to whoever tells it the time.
+func (d *Daemon) tlsTo(host string) *tls.Config { return d.clock.TLS(host, nil) }
+
+// brokerTLS is tlsTo, but for Check, which has no clock and connects nowhere.
+func (d *Daemon) brokerTLS() func(string) *tls.Config {
+	if d.clock == nil {
+		return nil
+	}
+	return d.tlsTo
 }
 
 // relayFolder is where archives of other gateways wait, in the data folder.
@@ -249,7 +264,7 @@ func (d *Daemon) newBroker(b touchline.BrokerConfig, logger *slog.Logger) (_ *se
 	}
 	return sensors.NewBroker(sensors.BrokerOptions{
 		URL: b.URL, Topics: b.Topics, ClientID: clientID, Username: b.Username, Password: password,
-		PayloadBytes: int(d.config.Sensors.MaxPayload), Window: brokerWindow, MaxBackoff: brokerBackoff,
+		PayloadBytes: int(d.config.Sensors.MaxPayload), Window: brokerWindow, MaxBackoff: brokerBackoff, TLS: d.brokerTLS(),
 	}, d.intake, logger)
 }
 

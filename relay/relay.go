@@ -8,9 +8,11 @@ package relay
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -34,6 +36,7 @@ type Options struct {
 	Software    string
 	BackoffBase time.Duration // as of the uplink
 	BackoffCap  time.Duration
+	TLS         func(host string) *tls.Config // nil: the system's authorities, by the system's clock
 }
 
 // Stats says how archives get on.
@@ -79,18 +82,35 @@ func New(opts Options, logger *slog.Logger) (*Relay, error) {
 	if len(r.urls) > 0 && (opts.Token == nil || opts.BackoffBase <= 0 || opts.BackoffCap < opts.BackoffBase) {
 		return nil, errors.New("relay: a source of the token and bounds of the delays are needed")
 	}
+	transport := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		MaxConnsPerHost:     1,
+		IdleConnTimeout:     30 * time.Second,
+		TLSHandshakeTimeout: tlsTimeout,
+	}
+	if opts.TLS != nil {
+		transport.DialTLSContext = r.dialTLS // but through a proxy
+	}
 	r.client = &http.Client{
-		Transport: &http.Transport{
-			Proxy:               http.ProxyFromEnvironment,
-			MaxConnsPerHost:     1,
-			IdleConnTimeout:     30 * time.Second,
-			TLSHandshakeTimeout: 15 * time.Second,
-		},
+		Transport:     transport,
 		Timeout:       requestTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the token goes nowhere else
 	}
 	r.look()
 	return r, nil
+}
+
+// tlsTimeout bounds a connection and its handshake.
+const tlsTimeout = 15 * time.Second
+
+func (r *Relay) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", addr, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, tlsTimeout)
+	defer cancel()
+	return (&tls.Dialer{Config: r.opts.TLS(host)}).DialContext(ctx, network, addr)
 }
 
 // archiveURL is where a cloud, whose uplink is at u, takes archives.

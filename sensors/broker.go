@@ -2,6 +2,7 @@ package sensors
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +15,7 @@ import (
 )
 
 // BrokerOptions are what NewBroker needs. Every field but Username and
-// Password is required.
+// Password, and TLS, is required.
 type BrokerOptions struct {
 	URL          string   // mqtt://, mqtts://, ws:// or wss://, with host and port
 	Topics       []string // filters to subscribe to
@@ -24,6 +25,9 @@ type BrokerOptions struct {
 	PayloadBytes int           // largest payload that is stored
 	Window       int           // messages taken and not yet acknowledged
 	MaxBackoff   time.Duration // longest pause before connecting again
+	// TLS returns what a connection to a host is encrypted by. Nil is the
+	// system's authorities, by the system's clock.
+	TLS func(host string) *tls.Config
 }
 
 // Limits that are no settings.
@@ -112,6 +116,14 @@ type Broker struct {
 	topics  map[string]route // of the goroutine that reads; sessions follow one another
 	ids     naming           // of the same
 	name    touchline.Digest // of the session at the broker
+}
+
+// tlsTo returns what a connection to a host is encrypted by.
+func (b *Broker) tlsTo(host string) *tls.Config {
+	if b.opts.TLS != nil {
+		return b.opts.TLS(host)
+	}
+	return &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
 }
 
 // NewBroker returns a client of the broker at opts.URL. It connects in Run.

@@ -17,6 +17,7 @@ import (
 // close the connection.
 type brokerDialer struct {
 	ctx context.Context
+	tls func(host string) *tls.Config
 
 	mu   sync.Mutex // covers conn
 	conn net.Conn
@@ -31,11 +32,11 @@ func (d *brokerDialer) open(u *url.URL, o paho.ClientOptions) (net.Conn, error) 
 	case "mqtt", "tcp":
 		conn, err = new(net.Dialer).DialContext(ctx, "tcp", u.Host)
 	case "mqtts", "ssl", "tls":
-		conn, err = (&tls.Dialer{Config: &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}}).DialContext(ctx, "tcp", u.Host)
+		conn, err = (&tls.Dialer{Config: d.tls(u.Hostname())}).DialContext(ctx, "tcp", u.Host)
 	case "ws", "wss":
 		plain := *u
 		plain.User = nil // gorilla refuses it; the password is MQTT's
-		conn, err = paho.NewWebsocket(plain.String(), o.TLSConfig, brokerTimeout, o.HTTPHeaders, o.WebsocketOptions)
+		conn, err = paho.NewWebsocket(plain.String(), d.tls(u.Hostname()), brokerTimeout, o.HTTPHeaders, o.WebsocketOptions)
 	default:
 		panic("BUG: scheme " + u.Scheme + " was let in")
 	}

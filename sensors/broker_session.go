@@ -42,7 +42,7 @@ func (b *Broker) session(ctx context.Context) error {
 	stop := make(chan struct{})
 	go func() { defer close(acked); s.acknowledge(stop) }()
 
-	dialer := &brokerDialer{ctx: s.ctx}
+	dialer := &brokerDialer{ctx: s.ctx, tls: b.tlsTo}
 	client := paho.NewClient(s.options(dialer))
 	err := s.connect(client, dialer)
 	if err == nil {

@@ -42,7 +42,7 @@ func (u *Uplink) dial(ctx context.Context, to *url.URL) (*websocket.Conn, error)
 	defer g.release()
 	dialer := websocket.Dialer{
 		NetDialContext:   g.watch(ctx, u.netDial),
-		TLSClientConfig:  u.tls,
+		TLSClientConfig:  u.tlsFor(to),
 		HandshakeTimeout: u.opts.HandshakeTimeout,
 		Subprotocols:     []string{wire.Subprotocol},
 		ReadBufferSize:   readBufferBytes,
@@ -151,6 +151,14 @@ func netDialer(o *Options) func(ctx context.Context, network, addr string) (net.
 		Control: func(_, _ string, raw syscall.RawConn) error { return tuneSocket(raw, 2*o.Heartbeat) },
 	}
 	return d.DialContext
+}
+
+// tlsFor returns what a wss connection is encrypted by.
+func (u *Uplink) tlsFor(to *url.URL) *tls.Config {
+	if u.opts.TLS != nil {
+		return u.opts.TLS(to.Hostname())
+	}
+	return u.tls
 }
 
 // tlsConfig is for wss: the system's roots, and nothing older than TLS 1.2.

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -196,6 +197,32 @@ func TestDial_TLSWithTheSystemsChecks(t *testing.T) {
 	w.bell.await(t, "delivered", func() bool { return w.source.left() == 0 })
 	if st := u.Stats(); !strings.HasPrefix(st.URL, "wss://") {
 		t.Errorf("URL %q, want wss", st.URL)
+	}
+	stop()
+	server.CloseClientConnections()
+}
+
+func TestDial_ChecksCertificatesAsItIsTold(t *testing.T) {
+	w := newWorld(t)
+	server := httptest.NewUnstartedServer(w.cloud)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	list := blocks(touchline.NewEpoch(), 1, 10, 5, 1000)
+	w.source.add(list...)
+	o := w.options()
+	o.URLs = []string{server.URL}
+	var asked atomic.Value
+	o.TLS = func(host string) *tls.Config {
+		asked.Store(host)
+		roots := x509.NewCertPool()
+		roots.AddCert(server.Certificate())
+		return &tls.Config{ServerName: host, RootCAs: roots}
+	}
+	stop := w.start(w.uplink(o))
+	w.bell.await(t, "delivered", func() bool { return w.source.left() == 0 })
+	if asked.Load() != "127.0.0.1" {
+		t.Errorf("asked for %v, want the host of the address", asked.Load())
 	}
 	stop()
 	server.CloseClientConnections()

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/url"
@@ -27,6 +28,10 @@ type Options struct {
 	Clock Clock
 	// Corrections are what is to be told of it. Nil is nothing.
 	Corrections Corrections
+
+	// TLS returns what a wss connection to a host is encrypted by. Nil is the
+	// system's authorities, by the system's clock.
+	TLS func(host string) *tls.Config
 
 	// HandshakeTimeout bounds TCP connect, TLS and upgrade together, and then
 	// once more the time from hello to welcome.
