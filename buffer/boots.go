@@ -13,8 +13,9 @@ import (
 // stamped samples by a clock that nobody vouched for; they may be held here or
 // have gone to the cloud. state and offset are those of the best clock that is
 // known of this boot, 0 where it never was set; confirmed is 1 where the cloud
-// needs no telling. A later boot deletes the rows of those before that are
-// confirmed, so a row is left for each boot of an outage at most: 60 bytes.
+// needs no telling. A row is 60 bytes. Those that are confirmed stay too, the
+// youngest 64 with all others: a cloud that was restored from a backup gets
+// back the blocks of a boot as they were stamped, and needs its clock again.
 const clockTable = `
 CREATE TABLE clock (
 	n         INTEGER PRIMARY KEY,
@@ -25,7 +26,8 @@ CREATE TABLE clock (
 ) STRICT;
 `
 
-// maxClocks bounds the corrections that are announced at a time.
+// maxClocks bounds the corrections that are announced at a time, and what is
+// kept of those that are confirmed.
 const maxClocks = 64
 
 // A bootClock is a row of the table clock.
@@ -62,7 +64,9 @@ func (b *Buffer) Clocks() []touchline.Clock {
 	defer b.mu.Unlock()
 	var list []touchline.Clock
 	for _, r := range b.boots.rows {
-		if _, heard := b.boots.heard[offsetOf(r.best)]; !r.confirmed && !heard && len(list) < maxClocks {
+		_, heard := b.boots.heard[offsetOf(r.best)]
+		_, again := b.boots.again[offsetOf(r.best)]
+		if (!r.confirmed || again) && !heard && len(list) < maxClocks {
 			list = append(list, r.best)
 		}
 	}
@@ -76,6 +80,7 @@ func (b *Buffer) ConfirmClocks(confirmed []wire.ClockOffset) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, c := range confirmed {
+		delete(b.boots.again, c)
 		for _, r := range b.boots.rows {
 			if !r.confirmed && offsetOf(r.best) == c {
 				b.boots.heard[c] = struct{}{}
@@ -94,6 +99,26 @@ type boots struct {
 	rows  []*bootClock                  // of the file, oldest first
 	known touchline.Clock               // the gateway's clock now, as SetClock said
 	heard map[wire.ClockOffset]struct{} // confirmed, and not yet written down
+	again map[wire.ClockOffset]struct{} // confirmed before, and to be told in this session once more
+}
+
+// retell has the cloud told what it confirmed before: it may have been restored
+// from a backup that is older than that, which what it has stored need not show.
+func (s *boots) retell() {
+	clear(s.again)
+	for _, r := range s.rows {
+		if r.confirmed && r.best.State > touchline.ClockUnset {
+			s.again[offsetOf(r.best)] = struct{}{}
+		}
+	}
+}
+
+// sweep drops what sweepClocks deletes: the rows that are confirmed, but for
+// the youngest of all.
+func (s *boots) sweep() {
+	old := max(len(s.rows)-(maxClocks-1), 0)
+	young := s.rows[old:]
+	s.rows = append(slices.DeleteFunc(s.rows[:old:old], func(r *bootClock) bool { return r.confirmed }), young...)
 }
 
 func (s *boots) of(boot touchline.Boot) *bootClock {
@@ -142,7 +167,7 @@ func (t *txn) doubt(by *touchline.Clock) error {
 	if there {
 		return nil
 	}
-	if _, err := b.store.sweepClocks.ExecContext(context.Background(), by.Boot[:]); err != nil {
+	if _, err := b.store.sweepClocks.ExecContext(context.Background(), maxClocks-1); err != nil {
 		return err
 	}
 	return t.saveClock(row)
@@ -195,7 +220,7 @@ func (b *Buffer) applyClocks(changes []bootClock) {
 	for _, c := range changes {
 		r := s.of(c.best.Boot)
 		if r == nil {
-			s.rows = slices.DeleteFunc(s.rows, func(r *bootClock) bool { return r.confirmed }) // as sweepClocks did
+			s.sweep()
 			r = new(bootClock)
 			s.rows = append(s.rows, r)
 		}

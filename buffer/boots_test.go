@@ -169,8 +169,8 @@ func TestSetClock_IsToldUntilItIsConfirmed(t *testing.T) {
 	mustArrive(t, b, stampedSamples(30, 10), third)
 	flush(t, b)
 	var rows int
-	if err := b.store.readDB.QueryRow("SELECT count(*) FROM clock").Scan(&rows); err != nil || rows != 1 {
-		t.Errorf("%d rows are left of boots that need nothing any more, %v", rows, err)
+	if err := b.store.readDB.QueryRow("SELECT count(*) FROM clock").Scan(&rows); err != nil || rows != 3 {
+		t.Errorf("%d rows are left of 3 boots, %v", rows, err)
 	}
 }
 
@@ -219,6 +219,9 @@ func TestClocks_NoCorrectionIsForgotten(t *testing.T) {
 		b = openBuffer(t, opts)
 		runBuffer(t, b)
 		flush(t, b) // it runs
+		if err := b.Reconcile(nil); err != nil { // by its first session
+			t.Fatal(err)
+		}
 	}
 	start()
 	reopened, failures := 0, 0
@@ -260,7 +263,13 @@ func TestClocks_NoCorrectionIsForgotten(t *testing.T) {
 					b.ConfirmClocks([]wire.ClockOffset{offsetOf(c)})
 				}
 			}
-		case 4: // of nothing that was told
+		case 4: // of nothing that was told; or the cloud is restored from a backup
+			if r.IntN(4) == 0 {
+				maps.DeleteFunc(cloud, func(boot touchline.Boot, _ touchline.Clock) bool { return boot[0]+maxClocks/2 > now.Boot[0] })
+				if err := b.Reconcile(nil); err != nil {
+					t.Fatal(err)
+				}
+			}
 			b.ConfirmClocks([]wire.ClockOffset{{Boot: now.Boot, Offset: 1000 + r.Int64N(1000)}})
 		default:
 			samples := numbered(step, 3)
@@ -338,4 +347,81 @@ func TestOpen_CorrectionsSurviveDamage(t *testing.T) {
 	b.SetClock(*later)
 	flush(t, b)
 	wantClocks(t, b, right, later)
+}
+
+// A cloud that was restored from a backup has forgotten the correction as well,
+// and gets back blocks as they were stamped.
+func TestReconcile_TellsClocksAgain(t *testing.T) {
+	opts := testOptions(t)
+	b := startBuffer(t, opts)
+	unset, right := clockOf(1, touchline.ClockUnset, 5), clockOf(1, touchline.ClockSynchronised, 1000)
+	b.SetClock(*unset)
+	mustArrive(t, b, stampedSamples(0, 10), unset)
+	b.SetClock(*right)
+	flush(t, b)
+	confirm := func(c *touchline.Clock) {
+		t.Helper()
+		b.ConfirmClocks([]wire.ClockOffset{offsetOf(*c)})
+		flush(t, b)
+		wantClocks(t, b)
+	}
+	confirm(right)
+	// The machine boots once more, and stamps without a clock again.
+	second, rightToo := clockOf(2, touchline.ClockUnset, 6), clockOf(2, touchline.ClockSynchronised, 2000)
+	b.SetClock(*second)
+	mustArrive(t, b, stampedSamples(10, 10), second)
+	b.SetClock(*rightToo)
+	flush(t, b)
+	confirm(rightToo)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = openBuffer(t, opts)
+	wantClocks(t, b)
+	if err := b.Reconcile(nil); err != nil {
+		t.Fatal(err)
+	}
+	wantClocks(t, b, right, rightToo)
+	confirm2 := []wire.ClockOffset{offsetOf(*right), offsetOf(*rightToo)}
+	b.ConfirmClocks(confirm2[:1])
+	wantClocks(t, b, rightToo)
+	b.ConfirmClocks(confirm2)
+	wantClocks(t, b)
+}
+
+func TestClocks_OfConfirmedOnesTheYoungestStay(t *testing.T) {
+	opts := testOptions(t)
+	b := startBuffer(t, opts)
+	const boots = maxClocks + 20
+	for i := range boots {
+		unset, right := clockOf(byte(i), touchline.ClockUnset, 5), clockOf(byte(i), touchline.ClockSynchronised, 1000)
+		b.SetClock(*unset)
+		mustArrive(t, b, stampedSamples(10*i, 10), unset)
+		b.SetClock(*right)
+		flush(t, b)
+		if i != 3 { // which the cloud never confirms
+			b.ConfirmClocks([]wire.ClockOffset{offsetOf(*right)})
+		}
+		flush(t, b)
+	}
+	rows := func() (list []byte) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, r := range b.boots.rows {
+			list = append(list, r.best.Boot[0])
+		}
+		return list
+	}
+	before := rows()
+	if len(before) != maxClocks+1 || before[0] != 3 || before[1] != boots-maxClocks {
+		t.Errorf("%d boots are known, from %d and %d on", len(before), before[0], before[1])
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = openBuffer(t, opts)
+	if after := rows(); !slices.Equal(after, before) {
+		t.Errorf("the file has %v, memory had %v", after, before)
+	}
+	wantClocks(t, b, clockOf(3, touchline.ClockSynchronised, 1000))
 }

@@ -171,7 +171,7 @@ type Buffer struct {
 
 	readers sync.RWMutex // held shared while the file is read, so that Close waits; exclusively while blocks are merged
 	frozen  atomic.Int64 // the highest key that was handed out
-	unsure  atomic.Bool  // a merge failed, and a power cut may yet bring it about: nothing is handed out
+	unsure  atomic.Int64 // a merge failed, and a power cut may yet bring it about: nothing is handed out from this key on; 0 for none
 
 	mu      sync.Mutex // covers all below
 	refused error      // why nothing more is taken: ErrClosed; nil while open
@@ -267,7 +267,7 @@ func newBuffer(opts Options, logger *slog.Logger) *Buffer {
 		damaged: make(map[touchline.Position]struct{}),
 
 		unstored: make(map[int]*touchline.Ranges),
-		boots:    boots{heard: make(map[wire.ClockOffset]struct{})},
+		boots:    boots{heard: make(map[wire.ClockOffset]struct{}), again: make(map[wire.ClockOffset]struct{})},
 	}
 	b.w = writer{spare: &batch{}, encoder: wire.NewEncoder(), decoder: wire.NewDecoder(), nextSeq: 1, freeAt: -freeInterval}
 	b.w.repeats = newRepeats(&opts)

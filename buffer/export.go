@@ -59,7 +59,7 @@ func (b *Buffer) exportBehind(ctx context.Context, after touchline.Position, end
 			return err
 		}
 		blocks, err := b.readBehind(after, exportBytes)
-		if err == nil && len(blocks) == 0 && b.unsure.Load() {
+		if err == nil && len(blocks) == 0 && b.unsure.Load() != 0 {
 			return errUnsure // not the end: it is not known what follows
 		}
 		if err != nil || len(blocks) == 0 {

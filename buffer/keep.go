@@ -30,7 +30,8 @@ func (b *Buffer) storedAt(now int64) int64 {
 // stored before: blocks that are still here, and that it lacks, are returned
 // by Next again. Of each epoch named, the cloud has the ranges given and no
 // others; nothing is said of epochs that are not named. A cloud that was
-// restored from a backup gets back what it had, as far as KeepStored reaches.
+// restored from a backup gets back what it had, as far as KeepStored reaches,
+// and is told the clocks again that it had confirmed (see Clocks).
 // It does not wait for the disk, and keeps nothing of its argument.
 func (b *Buffer) Reconcile(stored []wire.EpochRanges) error {
 	b.mu.Lock()
@@ -38,6 +39,7 @@ func (b *Buffer) Reconcile(stored []wire.EpochRanges) error {
 	if b.refused != nil {
 		return b.refused
 	}
+	b.boots.retell()
 	var missing uint64
 	for _, s := range stored {
 		i, known := b.known.index[s.Epoch]
@@ -45,6 +47,11 @@ func (b *Buffer) Reconcile(stored []wire.EpochRanges) error {
 			continue
 		}
 		b.acks.keepOnly(i, s.Ranges)
+		for _, r := range b.acks.inHand(i) {
+			for _, gap := range s.Ranges.Missing(r) {
+				add(b.unstored, i, gap)
+			}
+		}
 		base, end := b.known.bases[i], b.known.end(i)
 		for _, k := range b.marks[b.marks.from(base+1):] {
 			if k.first > end {
@@ -87,6 +94,28 @@ func (a *acks) keepOnly(epoch int, ranges touchline.Ranges) {
 		left.AddAll(missing.Missing(r))
 	}
 	*set = left
+}
+
+// inHand returns what the transaction at hand marks.
+func (a *acks) inHand(epoch int) touchline.Ranges {
+	if set := a.applying[epoch]; set != nil {
+		return *set
+	}
+	return nil
+}
+
+// drop takes back what waits of what the cloud lacks: it came from before the
+// cloud said so, and was in a transaction meanwhile.
+func (a *acks) drop(lacks map[int]*touchline.Ranges) {
+	for epoch, set := range a.stored {
+		if gaps := lacks[epoch]; gaps != nil {
+			var left touchline.Ranges
+			for _, r := range *set {
+				left.AddAll(gaps.Missing(r))
+			}
+			*set = left
+		}
+	}
 }
 
 // isStored says whether a block was called stored, and the last number up to

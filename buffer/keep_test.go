@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -186,5 +187,52 @@ func TestMarks_CoverWhatWasAdded(t *testing.T) {
 	}
 	if m.oldest() != 1 {
 		t.Errorf("the oldest is %d, want 1", m.oldest())
+	}
+}
+
+// An acknowledgement may be on its way to the disk while the cloud, restored
+// from a backup, says that it lacks what was acknowledged.
+func TestReconcile_MeetsAcksOnTheirWayToTheDisk(t *testing.T) {
+	for name, fails := range map[string]bool{"the commit succeeds": false, "the commit fails": true} {
+		t.Run(name, func(t *testing.T) {
+			opts, _ := keepOptions(t)
+			var b *Buffer
+			now := false
+			opts.fault = func(stage string, err error) error {
+				if !now || stage != "commit" {
+					return err
+				}
+				now = false
+				if err := b.Reconcile([]wire.EpochRanges{{Epoch: b.epoch, Ranges: touchline.Ranges{{First: 1, Last: 10}}}}); err != nil {
+					t.Error(err)
+				}
+				if fails {
+					return errors.New("the sync failed") // and what became of it can't be told: no block shows it
+				}
+				return err
+			}
+			b = openBuffer(t, opts)
+			for i := range 3 {
+				if err := b.AppendAsync(t.Context(), touchline.Arrival{Samples: numbered(10*i, 10)}, nil); err != nil {
+					t.Fatal(err)
+				}
+				b.round(false)
+			}
+			if err := b.Ack(ackOf(readAll(t, b)...), nil); err != nil {
+				t.Fatal(err)
+			}
+			now = true
+			b.round(true)
+			for range 3 { // and it stays so when all is on the disk
+				b.round(true)
+				var got []uint64
+				for _, block := range readAll(t, b) {
+					got = append(got, block.First)
+				}
+				if want := []uint64{11, 21}; !slices.Equal(got, want) {
+					t.Fatalf("the cloud gets the blocks at %v, want what it lacks: %v", got, want)
+				}
+			}
+		})
 	}
 }

@@ -216,7 +216,7 @@ func (b *Buffer) mergeBlocks(merge *mergeRun) error {
 		// The log may hold it whole, so that a power cut brings it about, until
 		// the next commit overwrites it: what it would change is not to be read
 		// before that. That commit is not left to the next sample.
-		b.unsure.Store(true)
+		b.unsure.Store(run[0].key)
 		signal(b.work)
 	}
 	b.note(err)

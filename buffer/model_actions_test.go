@@ -45,7 +45,7 @@ func (m *model) Merge(t *rapid.T) {
 		m.b.afterRound(true)
 		m.disk.Heal()
 		m.b.opts.fault = nil
-		if !m.b.unsure.Load() {
+		if m.b.unsure.Load() == 0 {
 			return
 		}
 		m.found.mergesFailed++

@@ -63,9 +63,6 @@ func (b *Buffer) readBehind(after touchline.Position, maxBytes int) ([]wire.Bloc
 	if b.life.Err() != nil {
 		return nil, ErrClosed
 	}
-	if b.unsure.Load() {
-		return nil, nil // until a commit succeeds
-	}
 	from, err := b.locate(after)
 	if err != nil {
 		b.noticeDamage(err)
@@ -118,7 +115,9 @@ func seek(query *sql.Stmt, key int64) (found, count int64, err error) {
 }
 
 // readFrom reads blocks from a key on. Without blocks it returns the key to go
-// on from, which is the same if there is nothing behind it.
+// on from, which is the same if there is nothing behind it. What a failed merge
+// may yet change is not there until a commit succeeds; what is before it is,
+// for a disk that takes no commit any more can still be emptied into the cloud.
 func (b *Buffer) readFrom(from int64, maxBytes int) (blocks []wire.Block, next int64, err error) {
 	rows, err := b.store.read.QueryContext(context.Background(), from, maxNextBlocks)
 	if err != nil {
@@ -126,6 +125,7 @@ func (b *Buffer) readFrom(from int64, maxBytes int) (blocks []wire.Block, next i
 	}
 	defer rows.Close()
 	next = from
+	unsure := b.unsure.Load()
 	for size := 0; rows.Next(); {
 		var key int64
 		var count, crc, committed any // whatever a damaged row has there
@@ -135,6 +135,9 @@ func (b *Buffer) readFrom(from int64, maxBytes int) (blocks []wire.Block, next i
 		}
 		if key < next {
 			return nil, from, fmt.Errorf("%w: block %d is out of order", errDamaged, key)
+		}
+		if unsure != 0 && key >= unsure {
+			break
 		}
 		next = key + 1
 		i, first, known := b.known.of(key)

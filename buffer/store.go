@@ -215,7 +215,7 @@ func (s *store) prepare(ctx context.Context) error {
 		{&s.deleteKeys, "DELETE FROM arrival WHERE n BETWEEN ?1 AND ?2"},
 		{&s.putClock, `INSERT INTO clock (boot, state, offset, confirmed) VALUES (?1, ?2, ?3, ?4)
 			ON CONFLICT (boot) DO UPDATE SET state = ?2, offset = ?3, confirmed = ?4`},
-		{&s.sweepClocks, "DELETE FROM clock WHERE boot <> ?1 AND confirmed = 1"},
+		{&s.sweepClocks, "DELETE FROM clock WHERE confirmed = 1 AND n NOT IN (SELECT n FROM clock ORDER BY n DESC LIMIT ?1)"},
 		{&s.probeClock, "SELECT count(*) FROM clock WHERE boot = ?1 AND state >= ?2"},
 		{&s.saveTally, "UPDATE tally SET upto = ?1, blocks = ?2, samples = ?3, data_bytes = ?4, running_ms = ?5"},
 	} {

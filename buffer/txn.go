@@ -189,7 +189,7 @@ func (t *txn) tally() error {
 // failed it is tried whatever is free: readers wait for it, and a full disk may
 // have no other way to get room than that they go on.
 func (b *Buffer) probeDue() bool {
-	return b.unsure.Load() || b.w.failed > 0 && (!b.w.pressed || !b.spaceIsShort())
+	return b.unsure.Load() != 0 || b.w.failed > 0 && (!b.w.pressed || !b.spaceIsShort())
 }
 
 // tallyDue is false without blocks: then there are no ages either.
@@ -306,6 +306,7 @@ func (t *txn) apply() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.acks.applied(t.ackedLeft)
+	b.acks.drop(b.unstored)
 	b.unstoring = nil
 	b.marks, b.kept = t.marks, t.marks.sum()
 	b.applyLost(t.lost)
@@ -335,6 +336,7 @@ func (t *txn) undo() {
 	t.b.mu.Lock()
 	defer t.b.mu.Unlock()
 	t.b.acks.failed()
+	t.b.acks.drop(t.b.unstored)
 	for epoch, set := range t.b.unstoring {
 		for _, r := range *set {
 			add(t.b.unstored, epoch, r)
@@ -373,7 +375,7 @@ func (b *Buffer) note(err error) {
 	before := b.status.state()
 	if err == nil {
 		w.failed, w.pressed = 0, false
-		if b.unsure.CompareAndSwap(true, false) { // its place in the log is overwritten
+		if b.unsure.Swap(0) != 0 { // its place in the log is overwritten
 			close(b.arrived)
 			b.arrived = make(chan struct{})
 		}
