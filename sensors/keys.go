@@ -25,15 +25,17 @@ import (
 // in a session that was resumed; and any PUBLISH without DUP takes the id over.
 
 const (
-	// countingIDs in a row prove that a client counts. One that takes the
-	// lowest free id counts too as long as it has ever more in flight.
-	countingIDs = 64
-	// skippedIDs may be left out in between: those of other packets.
-	skippedIDs = 64
 	// lowestFree is above every id of a client that takes the lowest free
 	// one, unless it has more than this in flight; the broker asks MQTT 5
 	// clients not to.
 	lowestFree = 1024
+	// countingIDs in a row prove that a client counts. One that takes the
+	// lowest free id counts too as long as it has ever more in flight: what
+	// it queued while it was out of reach comes as 1, 2, 3 … to as many as it
+	// had, and the next one, lost on its way, comes again as a repeat of 1.
+	countingIDs = lowestFree
+	// skippedIDs may be left out in between: those of other packets.
+	skippedIDs = 64
 )
 
 // A naming watches the packet ids of one client's new messages.

@@ -34,6 +34,7 @@ func TestNaming_TrustsClientsThatCount(t *testing.T) {
 		"counted":                                {before: count(1, countingIDs), id: countingIDs + 1, want: true},
 		"a repeat of what was counted":           {before: count(1, countingIDs+2), id: countingIDs, dup: true, want: true},
 		"counted over the end":                   {before: count(65535-countingIDs, countingIDs+3), id: 4, want: true},
+		"the lowest free of what was queued":     {before: count(1, 200), id: 1, dup: true},
 		"always the same id":                     {before: make([]uint16, 200), id: 1},
 		"the lowest free id":                     {before: lowest, id: 1},
 		"counted, then the lowest free":          {before: append(count(1, 100), 1), id: 2},
