@@ -106,6 +106,10 @@ type boots struct {
 // from a backup that is older than that, which what it has stored need not show.
 func (s *boots) retell() {
 	clear(s.again)
+	for c := range s.heard {
+		s.again[c] = struct{}{}
+	}
+	clear(s.heard)
 	for _, r := range s.rows {
 		if r.confirmed && r.best.State > touchline.ClockUnset {
 			s.again[offsetOf(r.best)] = struct{}{}

@@ -86,6 +86,9 @@ func (m *model) open(dir string) {
 		m.t.Fatal(err)
 	}
 	m.opts.Dir, m.opts.vfs = dir, m.disk.Name()
+	for i := range m.boots {
+		m.boots[i].again = false // known to the last opening only
+	}
 	if m.b, err = Open(context.Background(), m.opts, slog.New(slog.DiscardHandler)); err != nil {
 		m.t.Fatalf("open: %v", err)
 	}
