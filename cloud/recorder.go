@@ -24,8 +24,10 @@ import (
 // store's own trouble; of any other a block of the batch may be the cause, and
 // it is looked for. Record is called by one goroutine at a time.
 //
-// Stored returns which numbers of the given epochs the store has, for
-// epochs of this gateway only. Lost records what a gateway announced to be
+// Stored returns which numbers of the given epochs the store has, and of an
+// epoch of another gateway those that it keeps aside for this one: all that
+// this gateway was told to be stored, and nothing else. A gateway that was
+// renamed would send what it keeps at each connection otherwise. Lost records what a gateway announced to be
 // lost; a repeat of an id of the same epoch changes nothing.
 //
 // Clock records what a gateway says of its clock in one of its boots (its

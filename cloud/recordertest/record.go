@@ -113,7 +113,7 @@ var recordTests = map[string]func(*fixture){
 		copied.Gateway = "south"
 		f.record(batch{a, stolen, copied}, fresh, aside, aside)
 		f.record(batch{stolen, copied}, asideRepeat, asideRepeat)
-		f.stored("south", epoch)
+		f.stored("south", epoch, touchline.Range{First: 1, Last: 20}) // as it was told
 		// The owner is not hindered.
 		f.stored("north", epoch, touchline.Range{First: 1, Last: 10})
 		b := NewDelivery(f, "north", epoch, 11, Series("belt", 100, 10, 10))

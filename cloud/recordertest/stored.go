@@ -31,6 +31,26 @@ var storedTests = map[string]func(*fixture){
 		}
 	},
 
+	// A gateway that was renamed, or runs from a copy of another's card, was told
+	// that these are stored.
+	"Stored_NamesWhatIsKeptAsideForAnother": func(f *fixture) {
+		f.addGateways("north", "south")
+		epoch := touchline.NewEpoch()
+		first := NewDelivery(f, "north", epoch, 1, Series("belt", 0, 10, 5))
+		f.record(batch{first}, fresh)
+		copied, later := first, NewDelivery(f, "south", epoch, 11, Series("belt", 100, 10, 5))
+		copied.Gateway = "south"
+		for i, outcome := range f.record(batch{copied, later}) {
+			if !outcome.KeptAside {
+				f.Fatalf("block %d is recorded as %+v: want it kept aside", i, outcome)
+			}
+		}
+		f.stored("south", epoch, touchline.Range{First: 1, Last: 5}, touchline.Range{First: 11, Last: 15})
+		f.stored("north", epoch, touchline.Range{First: 1, Last: 5})
+		f.reopen()
+		f.stored("south", epoch, touchline.Range{First: 1, Last: 5}, touchline.Range{First: 11, Last: 15})
+	},
+
 	"Stored_SurvivesReopen": func(f *fixture) {
 		f.addGateways("north")
 		epoch := touchline.NewEpoch()

@@ -123,17 +123,7 @@ func (s *Store) Stored(ctx context.Context, gateway string, epochs []touchline.E
 	}
 	defer rollback(tx, &err)
 	for _, epoch := range epochs {
-		var encoded []byte
-		err := tx.QueryRowContext(ctx, `
-			SELECT ranges FROM cursor JOIN gateway ON gateway.id = cursor.gateway
-			WHERE cursor.epoch = ? AND gateway.name = ?`, epoch[:], gateway).Scan(&encoded)
-		if errors.Is(err, sql.ErrNoRows) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read cursor of epoch %s: %w", epoch, err)
-		}
-		ranges, err := parseRanges(encoded)
+		ranges, err := storedOf(ctx, tx, gateway, epoch)
 		if err != nil {
 			return nil, fmt.Errorf("read cursor of epoch %s: %w", epoch, err)
 		}
@@ -142,6 +132,43 @@ func (s *Store) Stored(ctx context.Context, gateway string, epochs []touchline.E
 		}
 	}
 	return stored, nil
+}
+
+// storedOf returns the numbers of an epoch that were called stored to a gateway:
+// those of the cursor where the epoch is its own, and those of the blocks that
+// it sent and that were kept aside where it is another's.
+func storedOf(ctx context.Context, tx *sql.Tx, gateway string, epoch touchline.Epoch) (touchline.Ranges, error) {
+	var cursor int64
+	var owner string
+	var encoded []byte
+	err := tx.QueryRowContext(ctx, `
+		SELECT cursor.id, gateway.name, ranges FROM cursor JOIN gateway ON gateway.id = cursor.gateway
+		WHERE cursor.epoch = ?`, epoch[:]).Scan(&cursor, &owner, &encoded)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if owner == gateway {
+		return parseRanges(encoded)
+	}
+	rows, err := tx.QueryContext(ctx, `
+		SELECT first, count FROM aside JOIN gateway ON gateway.id = aside.gateway
+		WHERE aside.cursor = ? AND gateway.name = ? ORDER BY first`, cursor, gateway)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var ranges touchline.Ranges
+	for rows.Next() {
+		var first, count uint64
+		if err := rows.Scan(&first, &count); err != nil {
+			return nil, err
+		}
+		ranges.Add(touchline.Range{First: first, Last: first + count - 1})
+	}
+	return ranges, rows.Err()
 }
 
 // Lost implements cloud.Recorder. A repeat is the same id of the same epoch:
