@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	sqlite3 "github.com/mattn/go-sqlite3"
@@ -40,7 +39,7 @@ func (m *model) Merge(t *rapid.T) {
 		case 0:
 			m.disk.Fail(faultvfs.Fault{Kind: faultvfs.Sync, N: 1})
 		case 1:
-			m.b.opts.fault = failOnce("commit", errors.New("the sync failed"))
+			m.failOnce("commit", errors.New("the sync failed"))
 		}
 		m.b.afterRound(true)
 		m.disk.Heal()
@@ -75,11 +74,13 @@ func (m *model) lowRate(t *rapid.T) {
 	}
 }
 
-// failOnce lets a stage fail, after it was done.
-func failOnce(stage string, with error) func(string, error) error {
-	var failed atomic.Bool
-	return func(at string, err error) error {
-		if at == stage && failed.CompareAndSwap(false, true) {
+// failOnce lets a stage of a transaction with blocks fail, after it was done.
+// It is called in the goroutine of Run.
+func (m *model) failOnce(stage string, with error) {
+	failed := false
+	m.b.opts.fault = func(at string, err error) error {
+		if at == stage && !failed && len(m.b.w.blocks) > 0 {
+			failed = true
 			return with
 		}
 		return err
@@ -140,7 +141,7 @@ func (m *model) Fail(t *rapid.T) {
 		if stage == "sync" {
 			m.disk.Fail(faultvfs.Fault{Kind: faultvfs.Sync, N: 1})
 		} else {
-			m.b.opts.fault = failOnce(stage, errors.New("the disk failed"))
+			m.failOnce(stage, errors.New("the disk failed"))
 		}
 	})
 }
@@ -156,7 +157,7 @@ func (m *model) FillDisk(t *rapid.T) {
 	stage := rapid.SampledFrom([]string{"insert", "commit"}).Draw(t, "stage")
 	free := rapid.Int64Range(0, 3<<20).Draw(t, "free")
 	m.fail(groups, func() {
-		m.b.opts.fault = failOnce(stage, sqlite3.Error{Code: sqlite3.ErrFull})
+		m.failOnce(stage, sqlite3.Error{Code: sqlite3.ErrFull})
 		m.free = free
 		m.clock.advance(2 * freeInterval)
 	})
@@ -171,6 +172,7 @@ func (m *model) fail(groups []*modelGroup, fault func()) {
 		m.t.Fatal("the commit did not fail")
 	}
 	m.found.faults++
+	at := m.b.clock.now()
 	m.evict() // waits for it to be tried again
 	m.free = 1 << 40
 	m.onRun(func() {
@@ -188,7 +190,7 @@ func (m *model) fail(groups []*modelGroup, fault func()) {
 	}
 	for _, n := range again {
 		if int(after-before) == len(again) || m.holds(n) {
-			m.known[n] = m.b.clock.now() // it took place; what is gone again was evicted
+			m.known[n] = at // it took place; what is gone again was evicted
 		}
 	}
 	if err := m.b.Append(context.Background(), samplesOf(again)); err != nil {

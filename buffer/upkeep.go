@@ -22,6 +22,7 @@ func (b *Buffer) afterRound(upkeep bool) {
 	if b.w.failed == 0 {
 		b.tryUpkeep(b.merge())
 		b.tryUpkeep(b.vacuum())
+		b.tryUpkeep(b.shorten())
 	}
 	b.tryUpkeep(b.makeBallast())
 }
@@ -86,6 +87,29 @@ func (b *Buffer) vacuum() error {
 			return b.checkpoint()
 		}
 	}
+	return nil
+}
+
+// shorten copies and cuts the log while nothing waits, where the database is
+// longer than what it holds: only that makes the file shorter, and giving up
+// unused pages writes so little that the log alone would not come to it.
+func (b *Buffer) shorten() error {
+	if len(b.work) > 0 {
+		return nil
+	}
+	database, err := sizeOf(b.store.path)
+	if err != nil {
+		return fmt.Errorf("look at database: %w", err)
+	}
+	pages, err := b.store.pragma("page_count")
+	if err != nil || database-pages*pageBytes < vacuumPages*pageBytes {
+		return err
+	}
+	if _, err := b.store.checkpoint("TRUNCATE"); err != nil {
+		return err
+	}
+	b.w.logPages = 0
+	b.forgetFree()
 	return nil
 }
 
