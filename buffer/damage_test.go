@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"touchline"
 	"touchline/wire"
@@ -61,6 +62,7 @@ func noise(n int) touchline.Value {
 func makeImages(t testing.TB) (closed, crashed *image) {
 	t.Helper()
 	opts := testOptions(t)
+	opts.tick = time.Hour // upkeep, on a slow machine, would leave unused pages at the end of the file
 	path := filepath.Join(opts.Dir, databaseName)
 	next := 0
 	fill := func(img *image, b *Buffer, blocks int) {
