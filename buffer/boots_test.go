@@ -218,7 +218,7 @@ func TestClocks_NoCorrectionIsForgotten(t *testing.T) {
 	start := func() {
 		b = openBuffer(t, opts)
 		runBuffer(t, b)
-		flush(t, b) // it runs
+		flush(t, b)                              // it runs
 		if err := b.Reconcile(nil); err != nil { // by its first session
 			t.Fatal(err)
 		}
