@@ -257,9 +257,9 @@ func (m *model) recall() {
 // A modelBoot is a boot in which samples were stamped by a clock that nobody
 // vouched for.
 type modelBoot struct {
-	best      touchline.Clock
-	confirmed bool
-	again     bool // to be told although it was
+	best             touchline.Clock
+	heard, confirmed bool // by the cloud; that is written down
+	again            bool // to be told although it was
 }
 
 // doubt notes that samples were committed under the gateway's clock.
@@ -278,6 +278,7 @@ func (m *model) doubt(samples []int) {
 func (m *model) applyBoots() {
 	for i := range m.boots {
 		b := &m.boots[i]
+		b.confirmed = b.confirmed || b.heard
 		if b.best.Boot == m.now.Boot && m.now.State > touchline.ClockUnset && m.now.State >= b.best.State && m.now != b.best {
 			*b = modelBoot{best: m.now}
 			m.found.corrected++
@@ -290,9 +291,8 @@ func (m *model) applyBoots() {
 func (m *model) takeBoots() {
 	clocks := m.b.Clocks()
 	for i := range m.boots {
-		if slices.Contains(clocks, m.boots[i].best) {
-			m.boots[i].confirmed = false
-		}
+		b := &m.boots[i]
+		b.heard = b.heard && !slices.Contains(clocks, b.best)
 	}
 }
 
@@ -306,7 +306,7 @@ func (m *model) SetClock(t *rapid.T) {
 	m.adopt(nil, nil)
 	var want []touchline.Clock
 	for _, b := range m.boots {
-		if (!b.confirmed || b.again) && len(want) < maxClocks {
+		if (!b.confirmed && !b.heard || b.again) && len(want) < maxClocks {
 			want = append(want, b.best)
 		}
 	}
@@ -321,7 +321,7 @@ func (m *model) SetClock(t *rapid.T) {
 		m.b.ConfirmClocks([]wire.ClockOffset{offsetOf(c)})
 		for i := range m.boots {
 			if m.boots[i].best == c {
-				m.boots[i].confirmed, m.boots[i].again = true, false
+				m.boots[i].heard, m.boots[i].again = true, false
 			}
 		}
 	}

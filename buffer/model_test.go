@@ -416,7 +416,7 @@ func (m *model) check(t *rapid.T) {
 func TestModel(t *testing.T) {
 	checks := "12"
 	if long() {
-		checks = "500"
+		checks = "300"
 	}
 	for name, value := range map[string]string{"rapid.checks": checks, "rapid.steps": "60", "rapid.seed": fmt.Sprint(testSeed(t, 0))} {
 		if err := flag.Set(name, value); err != nil {
