@@ -292,7 +292,8 @@ func (m *model) takeBoots() {
 	clocks := m.b.Clocks()
 	for i := range m.boots {
 		b := &m.boots[i]
-		b.heard = b.heard && !slices.Contains(clocks, b.best)
+		told := slices.Contains(clocks, b.best)
+		b.heard, b.confirmed = b.heard && !told, b.confirmed && !told
 	}
 }
 
