@@ -31,6 +31,7 @@ type ledger struct {
 	epochs map[touchline.Epoch]bool
 	merged uint64 // blocks
 	kept   int64  // blocks that were stored and there when an opening ended
+	filled int    // times that the disk was full
 }
 
 type blockAt struct {

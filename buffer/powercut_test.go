@@ -159,13 +159,13 @@ func TestPowerCut_LosesNothing(t *testing.T) {
 		writes, truncations, syncs := r.Count()
 		result := l.walk(t, seed, cuts(r, seed))
 		points += result.points
-		t.Logf("MEASURED power cuts in the buffer (%s: %d writes, %d truncations, %d syncs; %d samples acknowledged, %d losses recorded, %d blocks merged, %d kept): %s",
-			&w, writes, truncations, syncs, len(l.told), len(l.lost), l.merged, l.kept, result)
+		t.Logf("MEASURED power cuts in the buffer (%s: %d writes, %d truncations, %d syncs; %d samples acknowledged, %d losses recorded, %d blocks merged, %d kept, %d times a full disk): %s",
+			&w, writes, truncations, syncs, len(l.told), len(l.lost), l.merged, l.kept, l.filled, result)
 		if result.total() > 0 {
 			t.Errorf("%s", result)
 		}
-		if l.merged == 0 || l.kept == 0 || len(l.lost) == 0 || len(l.acked) == 0 || truncations == 0 || len(l.epochs) != w.openings {
-			t.Errorf("the workload merged %d blocks, kept %d, evicted %d, acknowledged %d, truncated %d times, opened %d: want some of each", l.merged, l.kept, len(l.lost), len(l.acked), truncations, len(l.epochs))
+		if l.filled == 0 || l.merged == 0 || l.kept == 0 || len(l.lost) == 0 || len(l.acked) == 0 || truncations == 0 || len(l.epochs) != w.openings {
+			t.Errorf("the workload filled the disk %d times, merged %d blocks, kept %d, evicted %d, acknowledged %d, truncated %d times, opened %d: want some of each", l.filled, l.merged, l.kept, len(l.lost), len(l.acked), truncations, len(l.epochs))
 		}
 	}
 	if points < 2000 {

@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	sqlite3 "github.com/mattn/go-sqlite3"
+
 	"touchline"
 	"touchline/internal/faultvfs"
 	"touchline/wire"
@@ -61,7 +63,7 @@ func (w *workload) record(t *testing.T, seed uint64) *ledger {
 		l = newLedger(disk)
 		x := &life{workload: w, ledger: l, t: t, random: rand.New(rand.NewPCG(seed, 0)), clock: new(testClock), free: 1 << 40}
 		x.opts = Options{Dir: dir, MaxBytes: 1 << 30, MaxAge: time.Hour, KeepStored: 30 * time.Minute, FreeReserve: 1, WhenFull: EvictOldest,
-			ballast: -1, clock: x.clock.elapsed, free: func(string) (int64, error) { return x.free, nil }, vfs: disk.Name()}
+			ballast: 64 << 10, clock: x.clock.elapsed, free: func(string) (int64, error) { return x.free, nil }, vfs: disk.Name()}
 		for i := range w.openings {
 			x.open(i)
 			if i == 1 {
@@ -160,6 +162,8 @@ func (x *life) step() {
 	case n < 98:
 		x.clock.advance(20 * time.Minute)
 		x.evict()
+	case n < 99:
+		x.fillDisk()
 	default: // unused pages are given back
 		x.free = 0
 		x.clock.advance(time.Minute)
@@ -251,6 +255,42 @@ func (x *life) ack() {
 	if x.random.IntN(2) == 0 {
 		x.evict()
 	}
+}
+
+// fillDisk lets a commit find the disk full: the ballast is given back, all
+// that is held may go, and the ballast is made again. It is no part of what a
+// power cut is tried on: nothing depends on what is in it, and whatever size it
+// has after one is tried apart.
+func (x *life) fillDisk() {
+	x.append(1, 5, func() {
+		full := true
+		x.b.opts.fault = func(stage string, err error) error {
+			if stage == "insert" && full {
+				full = false
+				return sqlite3.Error{Code: sqlite3.ErrFull}
+			}
+			return err
+		}
+	})
+	if err := x.observe(x.b); err != nil { // before it is given up
+		x.t.Fatal(err)
+	}
+	samples, _ := x.numberedAnew(5)
+	if err := x.b.Append(context.Background(), samples); err == nil {
+		x.t.Error("a full disk took samples")
+	}
+	if s := x.b.Stats(); !s.BallastGiven {
+		x.t.Error("the disk is full, and the ballast is there")
+	}
+	x.evict() // which waits until it is tried again
+	x.append(1, 5, func() {
+		x.b.opts.fault = nil
+		x.clock.advance(2 * freeInterval)
+		if err := x.b.makeBallast(); err != nil || x.b.w.ballast.missing() > 0 {
+			x.t.Errorf("there is room, and the ballast is not made again: %v", err)
+		}
+	})
+	x.filled++
 }
 
 func (x *life) evict() {

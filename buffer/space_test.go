@@ -142,3 +142,39 @@ func TestRun_MakesTheBallastAgain(t *testing.T) {
 	waitUntil(t, func() bool { s := b.Stats(); return s.Ballast > 0 && !s.BallastGiven && s.State == StateOK })
 	mustAppend(t, b, numbered(10, 10))
 }
+
+// Whatever a power cut, a person or another program left in its place: the
+// gateway opens, and has a ballast again, or takes samples without one.
+func TestOpen_FindsWhateverIsLeftOfTheBallast(t *testing.T) {
+	write := func(size int) func(string) error {
+		return func(path string) error { return os.WriteFile(path, make([]byte, size), 0o600) }
+	}
+	for _, test := range []struct {
+		name  string
+		leave func(path string) error
+		whole bool
+	}{
+		{"nothing", func(string) error { return nil }, true},
+		{"cut while it was given back: nothing in it", write(0), true},
+		{"cut while it was made: a page", write(pageBytes), true},
+		{"cut while it was made: half", write(1 << 20), true},
+		{"cut while it was made: its length and no blocks", func(path string) error {
+			return errors.Join(write(0)(path), os.Truncate(path, 2<<20))
+		}, true},
+		{"of another size", write(5 << 20), true},
+		{"a folder", func(path string) error { return os.Mkdir(path, 0o700) }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			opts := testOptions(t)
+			opts.ballast = 2 << 20
+			if err := test.leave(filepath.Join(opts.Dir, ballastName)); err != nil {
+				t.Fatal(err)
+			}
+			b := startBuffer(t, opts)
+			mustAppend(t, b, numbered(0, 10))
+			if s := b.Stats(); test.whole && s.Ballast < opts.ballast || s.BallastGiven || s.State != StateOK {
+				t.Errorf("the ballast has %d bytes, given (%v), state %s", s.Ballast, s.BallastGiven, s.State)
+			}
+		})
+	}
+}
