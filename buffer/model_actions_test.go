@@ -125,6 +125,7 @@ func (m *model) Reconcile(t *rapid.T) {
 	}
 	for i := range m.boots {
 		m.boots[i].again = m.boots[i].confirmed && m.boots[i].best.State > touchline.ClockUnset
+		m.boots[i].heard = false // it may have been heard by what is gone
 	}
 	if err := m.b.Reconcile(stored); err != nil {
 		t.Fatal(err)
