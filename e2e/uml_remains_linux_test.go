@@ -92,7 +92,18 @@ func (e *remains) mount() (unmount func() error, err error) {
 		return err
 	}
 	for i, image := range e.images {
-		if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop", image, e.mounts[i]).CombinedOutput(); err != nil {
+		mount := func() ([]byte, error) {
+			return exec.Command("mount", "-t", "ext4", "-o", "loop", image, e.mounts[i]).CombinedOutput()
+		}
+		out, err := mount()
+		if err != nil {
+			// A superblock is two sectors, and may be torn between them. A
+			// machine repairs that from its copy when it boots.
+			fixed, _ := exec.Command("e2fsck", "-fy", image).CombinedOutput() // its status says what it found
+			e.t.Logf("a file system did not mount and was repaired: %s%s", out, fixed)
+			out, err = mount()
+		}
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("mount what is left: %w: %s", err, out), unmount())
 		}
 		mounted = append(mounted, e.mounts[i])
