@@ -159,7 +159,7 @@ func (m *model) FillDisk(t *rapid.T) {
 	free := rapid.Int64Range(0, 3<<20).Draw(t, "free")
 	m.fail(groups, func() {
 		m.failOnce(stage, sqlite3.Error{Code: sqlite3.ErrFull})
-		m.free = free
+		m.free.Store(free)
 		m.clock.advance(2 * freeInterval)
 	})
 }
@@ -175,16 +175,16 @@ func (m *model) fail(groups []*modelGroup, fault func()) {
 	m.found.faults++
 	at := m.b.clock.now()
 	m.evict() // waits for it to be tried again
-	m.free = 1 << 40
+	m.free.Store(1 << 40)
 	m.onRun(func() {
 		m.disk.Heal()
 		m.b.opts.fault = nil
 		m.clock.advance(2 * freeInterval)
 	})
 	m.onRun(func() { m.tryBallast(); after = m.b.w.nextSeq })
-	m.free = 0 // what was given up while it was full was given up for that
+	m.free.Store(0) // what was given up while it was full was given up for that
 	m.adopt(nil, &uncertain{groups: groups})
-	m.free = 1 << 40
+	m.free.Store(1 << 40)
 	var again []int
 	for _, g := range groups {
 		again = append(again, g.samples...)

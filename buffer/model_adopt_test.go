@@ -243,7 +243,7 @@ func (m *model) checkGone(gone map[blockAt]*modelBlock, now []modelBlock, freshB
 	contains := func(sets map[touchline.Epoch]*touchline.Ranges, block *modelBlock) bool {
 		return sets[block.Epoch] != nil && sets[block.Epoch].Contains(block.Range())
 	}
-	pressed := m.free < 1<<40 // or the limit is reached
+	pressed := m.free.Load() < 1<<40 // or the limit is reached
 	held := freshBytes
 	for i := range m.blocks {
 		held += int64(len(m.blocks[i].Data)) + blockOverheadBytes

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ type model struct {
 	disk  *faultvfs.Disk
 	opts  Options
 	clock *testClock
-	free  int64 // bytes on the disk
+	free  atomic.Int64 // bytes on the disk
 	b     *Buffer
 	ended chan error
 
@@ -68,15 +69,16 @@ type modelCounts struct {
 }
 
 func newModel(t *rapid.T, root string, found *modelCounts) *model {
-	m := &model{t: t, root: root, clock: new(testClock), free: 1 << 40, found: found,
+	m := &model{t: t, root: root, clock: new(testClock), found: found,
 		acked: make(map[touchline.Epoch]*touchline.Ranges), lacks: make(map[touchline.Epoch]*touchline.Ranges),
 		cloud: make(map[touchline.Epoch]*touchline.Ranges), losses: make(map[uint64]wire.Lost), stamped: make(map[int]bool),
 		now: touchline.Clock{Boot: touchline.Boot{1}}}
+	m.free.Store(1 << 40)
 	// Nothing happens by itself.
 	m.opts = Options{MaxBytes: 1 << 30, MaxAge: time.Hour, FreeReserve: 1 << 20, WhenFull: EvictOldest,
 		KeepStored: rapid.SampledFrom([]time.Duration{0, 20 * time.Minute}).Draw(t, "keep stored"), KeepAtLeast: 5 * time.Minute,
 		RepeatWindow: 5 * time.Minute, RepeatBytes: 8 << 20, Uptime: m.clock.elapsed,
-		ballast: 64 << 10, clock: m.clock.elapsed, free: func(string) (int64, error) { return m.free, nil }, tick: 24 * time.Hour}
+		ballast: 64 << 10, clock: m.clock.elapsed, free: func(string) (int64, error) { return m.free.Load(), nil }, tick: 24 * time.Hour}
 	return m
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"touchline"
 	"touchline/internal/faultvfs"
@@ -22,6 +23,7 @@ func manyBlocks(t *testing.T) *image {
 	t.Helper()
 	dir := memoryFolder(t)
 	opts := testOptions(t)
+	opts.tick = time.Hour // or small blocks are merged on a slow machine
 	opts.Dir = dir
 	img := &image{files: map[string][]byte{}, has: map[touchline.Position]int{}}
 	b, err := Open(t.Context(), opts, slog.New(slog.DiscardHandler))

@@ -185,6 +185,6 @@ func keptSite(t *testing.T, gateway string) *site {
 		}
 		writeFile(t, tokenFile, token)
 	}
-	s.configureGateway("[buffer]\nfree_reserve = \"1MiB\"\n", tokenFile)
+	s.configureGateway("[buffer]\nfree_reserve = \"1MiB\"\n[sensors]\ndedupe_window = \"10m\"\n", tokenFile)
 	return s
 }

@@ -315,7 +315,7 @@ func (e *remains) start() (_ *verdict, err error) {
 	s.cloudConfig, s.gatewayConfig = filepath.Join(conf, "cloud.toml"), filepath.Join(conf, "touchline.toml")
 	writeFile(e.t, s.cloudConfig, fmt.Sprintf("listen = \"127.0.0.1:%d\"\ndata = %q\n", s.cloudPort, s.cloudData))
 	writeFile(e.t, filepath.Join(conf, "token"), e.token)
-	s.configureGateway("[buffer]\nfree_reserve = \"0B\"\n", filepath.Join(conf, "token"))
+	s.configureGateway("[buffer]\nfree_reserve = \"0B\"\n[sensors]\ndedupe_window = \"10m\"\n", filepath.Join(conf, "token"))
 	s.startCloud()
 	s.startGateway()
 	s.drained()
