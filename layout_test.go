@@ -20,6 +20,7 @@ import (
 var mayImport = map[string][]string{
 	"touchline":                     {"touchline/config", "touchline/identity"},
 	"touchline/config":              {},
+	"touchline/credential":          {"touchline"},
 	"touchline/wire":                {"touchline"},
 	"touchline/payload":             {"touchline"},
 	"touchline/clock":               {"touchline"},
@@ -51,6 +52,7 @@ var mayImport = map[string][]string{
 
 // onlyIn says which libraries a single package wraps.
 var onlyIn = map[string][]string{
+	"github.com/golang-jwt/jwt/v5":       {"touchline/credential"},
 	"github.com/kardianos/service":       {"touchline/installer"},
 	"github.com/mattn/go-sqlite3":        {"touchline/buffer", "touchline/cloud/sqlite", "touchline/internal/faultvfs"},
 	"github.com/mochi-mqtt/server/v2":    {"touchline/sensors"},

@@ -1,0 +1,152 @@
+package credential
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// A gateway is known by an Ed25519 key (RFC 8032). The private half never
+// leaves its data folder; the cloud keeps the public half.
+const (
+	GatewayKeyFile     = "gateway.key"
+	NextGatewayKeyFile = "gateway.key.next" // while a roll is under way
+)
+
+// NewGatewayKey draws a key.
+func NewGatewayKey() ed25519.PrivateKey {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		panic("BUG: crypto/rand failed: " + err.Error()) // documented never to happen
+	}
+	return key
+}
+
+const maxKeyFile = 4096 // an Ed25519 key in PEM has 119 bytes
+
+// CreateGatewayKey writes a key (PKCS #8 in PEM, 0600), durable when it
+// returns nil. It never replaces a file: its error wraps fs.ErrExist.
+func CreateGatewayKey(file string, key ed25519.PrivateKey) error {
+	text, err := privatePEM(key)
+	if err != nil {
+		return err
+	}
+	return createFile(file, text, 0o600)
+}
+
+// ReplaceGatewayKey puts the key in file next into the place of file, durable
+// when it returns nil: the end of a key roll, once the cloud has confirmed it.
+func ReplaceGatewayKey(file, next string) error {
+	if _, err := ReadGatewayKey(next); err != nil {
+		return err
+	}
+	if err := os.Rename(next, file); err != nil {
+		return fmt.Errorf("replace gateway key: %w", err)
+	}
+	if err := syncFolder(filepath.Dir(file)); err != nil {
+		return fmt.Errorf("replace gateway key: %w", err)
+	}
+	return nil
+}
+
+// ReadGatewayKey reads a key, and refuses one that other users can reach.
+// The error of a missing file wraps fs.ErrNotExist.
+func ReadGatewayKey(file string) (ed25519.PrivateKey, error) {
+	text, info, err := readFile(file, maxKeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("read gateway key: %w", err)
+	}
+	if err := checkPrivate(file, info); err != nil {
+		return nil, fmt.Errorf("read gateway key: %w", err)
+	}
+	parsed, err := parsePrivatePEM(text)
+	if err != nil {
+		return nil, fmt.Errorf("read gateway key: %s %w: restore it, or enroll this gateway anew", file, err)
+	}
+	key, ok := parsed.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("read gateway key: %s holds a key of another kind: want Ed25519", file)
+	}
+	return key, nil
+}
+
+func privatePEM(key any) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode private key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func parsePrivatePEM(text []byte) (any, error) {
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return nil, errors.New("holds no private key (PEM, PKCS #8)")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, errors.New("holds a private key that is damaged") // whatever x509 says of its bytes stays here
+	}
+	return key, nil
+}
+
+const publicPrefix = "ed25519:"
+
+// FormatPublicKey returns a public key as one word: ed25519: and its 32 bytes
+// in base64url.
+func FormatPublicKey(key ed25519.PublicKey) string {
+	return publicPrefix + base64.RawURLEncoding.EncodeToString(key)
+}
+
+// ParsePublicKey reads what FormatPublicKey returns, and nothing else.
+func ParsePublicKey(s string) (ed25519.PublicKey, error) {
+	encoded, ok := strings.CutPrefix(s, publicPrefix)
+	if !ok {
+		return nil, fmt.Errorf("public key %.60q does not begin with %s", s, publicPrefix)
+	}
+	key, ok := decode64(encoded, ed25519.PublicKeySize)
+	if !ok {
+		return nil, fmt.Errorf("public key %.60q: want %d bytes of base64url after %s", s, ed25519.PublicKeySize, publicPrefix)
+	}
+	return key, nil
+}
+
+// decode64 decodes exactly n bytes of base64url without padding, in the one
+// way they can be written. (Strict still skips line breaks: the length tells.)
+func decode64(s string, n int) ([]byte, bool) {
+	if len(s) != base64.RawURLEncoding.EncodedLen(n) {
+		return nil, false
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	return b, err == nil && len(b) == n
+}
+
+// Thumbprint names a public key: RFC 7638 with RFC 8037, section 2, SHA-256 in
+// base64url, 43 characters. People compare it, and kid in a token is it.
+func Thumbprint(key ed25519.PublicKey) string {
+	jwk := `{"crv":"Ed25519","kty":"OKP","x":"` + base64.RawURLEncoding.EncodeToString(key) + `"}`
+	sum := sha256.Sum256([]byte(jwk))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// A GatewayKey is a public key of a gateway, and when it counts. Zero times
+// are no bounds.
+type GatewayKey struct {
+	Public    ed25519.PublicKey
+	NotBefore time.Time
+	NotAfter  time.Time // at this time it is over
+}
+
+// Counts says whether the key is to be believed at now.
+func (k GatewayKey) Counts(now time.Time) bool {
+	return len(k.Public) == ed25519.PublicKeySize && !now.Before(k.NotBefore) && (k.NotAfter.IsZero() || now.Before(k.NotAfter))
+}
