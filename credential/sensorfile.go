@@ -1,0 +1,202 @@
+package credential
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"touchline"
+)
+
+// maxSensorFile bounds what is read: MaxSensorKeys of the longest lines, and
+// comments.
+const maxSensorFile = 64 << 20
+
+// maxLineProblems bounds what is kept of a file that is damaged all over.
+const maxLineProblems = 100
+
+const sensorFileHead = `# Keys of this gateway's sensors: sensor, state (admitted, held or revoked),
+# time, SHA-256 of the key, note; tabs between them. Use ` + "`touchline sensor`" + `
+# to change it; a running gateway sees changes within a second or two.
+`
+
+// sensorLines is a file as lines. Those that are not changed are written as
+// they were read: comments, the order, and what can't be understood.
+type sensorLines struct {
+	lines    []string              // without line breaks; "" at the end of a file that ends in one
+	at       map[string][]int      // sensor -> its lines, read by their first field
+	sensors  map[string]*SensorKey // nil: damaged
+	problems []LineProblem
+	more     int
+}
+
+// parseSensorFile understands any text: what it does not, it reports.
+func parseSensorFile(text string) *sensorLines {
+	f := &sensorLines{at: map[string][]int{}, sensors: map[string]*SensorKey{}}
+	if text != "" {
+		f.lines = strings.Split(text, "\n")
+	}
+	for i, raw := range f.lines {
+		line := strings.TrimSuffix(raw, "\r")
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		s, err := parseSensorLine(line)
+		f.at[s.Sensor] = append(f.at[s.Sensor], i)
+		switch _, twice := f.sensors[s.Sensor]; {
+		case err != nil:
+			f.report(i+1, err.Error())
+			f.sensors[s.Sensor] = nil
+		case twice:
+			f.report(i+1, fmt.Sprintf("sensor %s stands on line %d too: neither counts", s.Sensor, f.at[s.Sensor][0]+1))
+			f.sensors[s.Sensor] = nil
+		case len(f.sensors) >= MaxSensorKeys:
+			f.report(i+1, fmt.Sprintf("more than %d sensors: sensor %s does not count", MaxSensorKeys, s.Sensor))
+		default:
+			f.sensors[s.Sensor] = &s
+		}
+	}
+	return f
+}
+
+func (f *sensorLines) report(line int, text string) {
+	if len(f.problems) >= maxLineProblems {
+		f.more++
+		return
+	}
+	f.problems = append(f.problems, LineProblem{line, text})
+}
+
+// table returns what counts.
+func (f *sensorLines) table() *sensorTable {
+	t := &sensorTable{sensors: f.sensors, problems: f.problems, more: f.more}
+	for _, s := range f.sensors {
+		if s != nil && s.State == Held {
+			t.held++
+		}
+	}
+	return t
+}
+
+// set gives a sensor one line in the place of its first, or at the end; nil
+// takes its lines away.
+func (f *sensorLines) set(sensor string, s *SensorKey) error {
+	at := f.at[sensor]
+	if s == nil && len(at) == 0 {
+		return ErrUnknownSensor
+	}
+	if s != nil {
+		if len(at) == 0 && len(f.at) >= MaxSensorKeys {
+			return fmt.Errorf("there are %d sensors already: remove those that are not needed", MaxSensorKeys)
+		}
+		line, err := s.line()
+		if err != nil {
+			return err
+		}
+		if len(at) == 0 {
+			f.lines = append(f.withoutEnd(), line, "")
+			return nil
+		}
+		f.lines[at[0]] = line
+		at = at[1:]
+	}
+	drop := map[int]bool{}
+	for _, i := range at {
+		drop[i] = true
+	}
+	kept := f.lines[:0]
+	for i, line := range f.lines {
+		if !drop[i] {
+			kept = append(kept, line)
+		}
+	}
+	f.lines = kept
+	return nil
+}
+
+// withoutEnd returns the lines without the empty one behind the last break.
+func (f *sensorLines) withoutEnd() []string {
+	if n := len(f.lines); n > 0 && f.lines[n-1] == "" {
+		return f.lines[:n-1]
+	}
+	return f.lines
+}
+
+// text returns the file; its last line is ended where it was cut.
+func (f *sensorLines) text() string { return strings.Join(append(f.withoutEnd(), ""), "\n") }
+
+const hashPrefix = "sha256:"
+
+// parseSensorLine reads one line. With an error, it returns the sensor that
+// the line seems to be of.
+func parseSensorLine(line string) (SensorKey, error) {
+	fields := strings.Split(line, "\t")
+	s := SensorKey{Sensor: fields[0]}
+	bad := func(format string, args ...any) (SensorKey, error) {
+		return s, fmt.Errorf("sensor %.40q counts for nothing: "+format, append([]any{s.Sensor}, args...)...)
+	}
+	if err := touchline.CheckSensor(s.Sensor); err != nil {
+		return bad("%w", err)
+	}
+	if len(fields) != 4 && len(fields) != 5 {
+		return bad("the line has %d fields: want 4 or 5 with tabs between", len(fields))
+	}
+	for state, name := range sensorStates {
+		if fields[1] == name {
+			s.State = state
+		}
+	}
+	if s.State == 0 {
+		return bad("its state is none of admitted, held and revoked")
+	}
+	created, err := time.Parse(time.RFC3339, fields[2])
+	if err != nil || created.Year() < 1 {
+		return bad("its time is not such as 2026-07-12T18:30:00Z")
+	}
+	s.Created = created.UTC()
+	if fields[3] != "-" || s.State == Admitted {
+		digits, ok := strings.CutPrefix(fields[3], hashPrefix)
+		if !ok || len(digits) != 2*len(s.Hash) {
+			return bad("its hash is not %s and %d hexadecimal digits", hashPrefix, 2*len(s.Hash))
+		}
+		if _, err := hex.Decode(s.Hash[:], []byte(digits)); err != nil || s.Hash == [32]byte{} {
+			return bad("its hash is not %s and %d hexadecimal digits", hashPrefix, 2*len(s.Hash))
+		}
+	}
+	if len(fields) == 5 {
+		if s.Note = fields[4]; checkNote(s.Note) != nil {
+			return bad("%w", checkNote(s.Note))
+		}
+	}
+	return s, nil
+}
+
+// line returns the line of a sensor.
+func (s *SensorKey) line() (string, error) {
+	if err := checkNote(s.Note); err != nil {
+		return "", err
+	}
+	hash := "-"
+	if s.Hash != [32]byte{} {
+		hash = hashPrefix + hex.EncodeToString(s.Hash[:])
+	}
+	line := s.Sensor + "\t" + s.State.String() + "\t" + s.Created.UTC().Format(time.RFC3339) + "\t" + hash
+	if s.Note != "" {
+		line += "\t" + s.Note
+	}
+	return line, nil
+}
+
+func checkNote(note string) error {
+	if len(note) > maxSensorNote || !utf8.ValidString(note) {
+		return fmt.Errorf("the note is longer than %d bytes, or no UTF-8", maxSensorNote)
+	}
+	if strings.ContainsFunc(note, unicode.IsControl) {
+		return errors.New("the note has a tab, a line break or another control character")
+	}
+	return nil
+}
