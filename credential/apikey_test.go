@@ -114,7 +114,7 @@ func FuzzParseScopes(f *testing.F) {
 
 func FuzzParsePublicKey(f *testing.F) {
 	f.Add("")
-	f.Add(FormatPublicKey(public(gatewayKey('n'))))
+	f.Add(FormatPublicKey(PublicKey(gatewayKey('n'))))
 	f.Fuzz(func(t *testing.T, text string) {
 		key, err := ParsePublicKey(text)
 		if err == nil && FormatPublicKey(key) != text {

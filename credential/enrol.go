@@ -19,10 +19,10 @@ const maxNonceField = 256
 // nonce) and for this code: one that was overheard is worth nothing without
 // the key, and a key can't be registered by who has only seen it.
 type Enrolment struct {
-	Gateway   string
-	Public    ed25519.PublicKey
-	Nonce     string // of the cloud
-	Signature []byte
+	Gateway   string            `json:"gateway"`
+	Public    ed25519.PublicKey `json:"public_key"`
+	Nonce     string            `json:"nonce"` // of the cloud
+	Signature []byte            `json:"signature"`
 }
 
 // NewEnrolment signs an enrolment of key under the id gateway.
@@ -30,7 +30,7 @@ func NewEnrolment(c Claim, key ed25519.PrivateKey, gateway, nonce string) (Enrol
 	if len(key) != ed25519.PrivateKeySize {
 		return Enrolment{}, errors.New("sign enrolment: there is no key")
 	}
-	e := Enrolment{Gateway: gateway, Public: key.Public().(ed25519.PublicKey), Nonce: nonce}
+	e := Enrolment{Gateway: gateway, Public: PublicKey(key), Nonce: nonce}
 	if err := e.check(); err != nil {
 		return Enrolment{}, fmt.Errorf("sign enrolment: %w", err)
 	}

@@ -28,7 +28,7 @@ func TestEnrolment_HoldsForExactlyWhatWasSigned(t *testing.T) {
 		"bad gateway":   func(e *Enrolment) { e.Gateway = "a/b" },
 		"nonce":         func(e *Enrolment) { e.Nonce = nonces.New() },
 		"no nonce":      func(e *Enrolment) { e.Nonce = "" },
-		"key":           func(e *Enrolment) { e.Public = public(gatewayKey('o')) },
+		"key":           func(e *Enrolment) { e.Public = PublicKey(gatewayKey('o')) },
 		"no key":        func(e *Enrolment) { e.Public = nil },
 		"long key":      func(e *Enrolment) { e.Public = append(bytes.Clone(e.Public), 0) },
 		"signature":     func(e *Enrolment) { e.Signature[0] ^= 1 },
@@ -54,7 +54,7 @@ func TestEnrolment_HoldsForExactlyWhatWasSigned(t *testing.T) {
 func TestKeyRoll_KeepsTheOldKeyForItsOverlap(t *testing.T) {
 	a := gatewayKey('a')
 	now := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
-	known := []GatewayKey{{Public: public(a)}}
+	known := []GatewayKey{{Public: PublicKey(a)}}
 	roll := func(old, next byte, from time.Time) KeyRoll {
 		r, err := NewKeyRoll("north", gatewayKey(old), gatewayKey(next), from)
 		if err != nil {
@@ -70,7 +70,7 @@ func TestKeyRoll_KeepsTheOldKeyForItsOverlap(t *testing.T) {
 	counts := func(keys []GatewayKey, at time.Time) (which string) {
 		for _, k := range keys {
 			for _, name := range []byte("abc") {
-				if k.Counts(at) && k.Public.Equal(public(gatewayKey(name))) {
+				if k.Counts(at) && k.Public.Equal(PublicKey(gatewayKey(name))) {
 					which += string(name)
 				}
 			}
@@ -93,6 +93,19 @@ func TestKeyRoll_KeepsTheOldKeyForItsOverlap(t *testing.T) {
 	if err != nil || counts(third, now) != "b" || counts(third, now.Add(time.Hour)) != "bc" {
 		t.Error("a second roll within the overlap:", third, err)
 	}
+	for _, sent := range []KeyRoll{first, roll('a', 'b', now.Add(time.Hour))} {
+		text, err := json.Marshal(sent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got KeyRoll
+		if err := json.Unmarshal(text, &got); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := got.Verify(known, now); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
 	for name, r := range map[string]KeyRoll{"a repeat of the first roll": first, "by a key that was rolled away from": roll('a', 'c', time.Time{})} {
 		if keys, err := r.Verify(third, now); !errors.Is(err, ErrProof) {
 			t.Errorf("%s: %v %v", name, keys, err)
@@ -105,14 +118,14 @@ func TestKeyRoll_KeepsTheOldKeyForItsOverlap(t *testing.T) {
 
 func TestKeyRoll_RefusesWhatIsNotSignedByBoth(t *testing.T) {
 	now := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
-	known := []GatewayKey{{Public: public(gatewayKey('a'))}}
+	known := []GatewayKey{{Public: PublicKey(gatewayKey('a'))}}
 	good, err := NewKeyRoll("north", gatewayKey('a'), gatewayKey('b'), now.Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*KeyRoll){
 		"gateway":          func(r *KeyRoll) { r.Gateway = "south" },
-		"new key":          func(r *KeyRoll) { r.New = public(gatewayKey('c')) },
+		"new key":          func(r *KeyRoll) { r.New = PublicKey(gatewayKey('c')) },
 		"a short key":      func(r *KeyRoll) { r.New = r.New[:31] },
 		"time":             func(r *KeyRoll) { r.ValidFrom = r.ValidFrom.Add(time.Second) },
 		"at once":          func(r *KeyRoll) { r.ValidFrom = time.Time{} },
@@ -132,7 +145,7 @@ func TestKeyRoll_RefusesWhatIsNotSignedByBoth(t *testing.T) {
 			t.Errorf("%s: %v %v", name, keys, err)
 		}
 	}
-	over := []GatewayKey{{Public: public(gatewayKey('a')), NotAfter: now}}
+	over := []GatewayKey{{Public: PublicKey(gatewayKey('a')), NotAfter: now}}
 	for name, keys := range map[string][]GatewayKey{"no key": nil, "a key that is over": over, "a key of no length": {{}}} {
 		if keys, err := good.Verify(keys, now); !errors.Is(err, ErrProof) {
 			t.Errorf("%s: %v %v", name, keys, err)

@@ -31,6 +31,11 @@ func NewGatewayKey() ed25519.PrivateKey {
 	return key
 }
 
+// PublicKey returns the public half.
+func PublicKey(key ed25519.PrivateKey) ed25519.PublicKey {
+	return key.Public().(ed25519.PublicKey)
+}
+
 const maxKeyFile = 4096 // an Ed25519 key in PEM has 119 bytes
 
 // CreateGatewayKey writes a key (PKCS #8 in PEM, 0600), durable when it

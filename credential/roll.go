@@ -21,11 +21,11 @@ const RollOverlap = 7 * 24 * time.Hour
 // A gateway writes the new key to disk before it sends the statement, sends
 // the same one until the cloud confirms it, and only then uses the new key.
 type KeyRoll struct {
-	Gateway   string
-	New       ed25519.PublicKey
-	ValidFrom time.Time // whole seconds; the zero time means at once
-	ByOld     []byte
-	ByNew     []byte
+	Gateway   string            `json:"gateway"`
+	New       ed25519.PublicKey `json:"new_key"`
+	ValidFrom time.Time         `json:"valid_from,omitzero"` // whole seconds; the zero time means at once
+	ByOld     []byte            `json:"by_old"`
+	ByNew     []byte            `json:"by_new"`
 }
 
 // NewKeyRoll signs the roll from old to next. validFrom is cut to seconds; a
@@ -34,7 +34,7 @@ func NewKeyRoll(gateway string, old, next ed25519.PrivateKey, validFrom time.Tim
 	if len(old) != ed25519.PrivateKeySize || len(next) != ed25519.PrivateKeySize {
 		return KeyRoll{}, errors.New("sign key roll: a key is missing")
 	}
-	r := KeyRoll{Gateway: gateway, New: next.Public().(ed25519.PublicKey)}
+	r := KeyRoll{Gateway: gateway, New: PublicKey(next)}
 	if !validFrom.IsZero() {
 		r.ValidFrom = time.Unix(validFrom.Unix(), 0).UTC()
 	}
@@ -44,7 +44,7 @@ func NewKeyRoll(gateway string, old, next ed25519.PrivateKey, validFrom time.Tim
 	if old.Equal(next) {
 		return KeyRoll{}, errors.New("sign key roll: the new key is the old one")
 	}
-	signed := r.signed(old.Public().(ed25519.PublicKey))
+	signed := r.signed(PublicKey(old))
 	r.ByOld, r.ByNew = ed25519.Sign(old, signed), ed25519.Sign(next, signed)
 	return r, nil
 }

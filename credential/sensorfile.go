@@ -28,7 +28,8 @@ const sensorFileHead = `# Keys of this gateway's sensors: sensor, state (admitte
 // they were read: comments, the order, and what can't be understood.
 type sensorLines struct {
 	lines    []string              // without line breaks; "" at the end of a file that ends in one
-	at       map[string][]int      // sensor -> its lines, read by their first field
+	first    map[string]int        // sensor -> its first line, known by the first field
+	again    map[string][]int      // and those that are one too many
 	sensors  map[string]*SensorKey // nil: damaged
 	problems []LineProblem
 	more     int
@@ -36,7 +37,8 @@ type sensorLines struct {
 
 // parseSensorFile understands any text: what it does not, it reports.
 func parseSensorFile(text string) *sensorLines {
-	f := &sensorLines{at: map[string][]int{}, sensors: map[string]*SensorKey{}}
+	size := min(strings.Count(text, "\n")+1, MaxSensorKeys)
+	f := &sensorLines{first: make(map[string]int, size), again: map[string][]int{}, sensors: make(map[string]*SensorKey, size)}
 	if text != "" {
 		f.lines = strings.Split(text, "\n")
 	}
@@ -46,13 +48,18 @@ func parseSensorFile(text string) *sensorLines {
 			continue
 		}
 		s, err := parseSensorLine(line)
-		f.at[s.Sensor] = append(f.at[s.Sensor], i)
-		switch _, twice := f.sensors[s.Sensor]; {
+		first, twice := f.first[s.Sensor]
+		if twice {
+			f.again[s.Sensor] = append(f.again[s.Sensor], i)
+		} else {
+			f.first[s.Sensor] = i
+		}
+		switch {
 		case err != nil:
 			f.report(i+1, err.Error())
 			f.sensors[s.Sensor] = nil
 		case twice:
-			f.report(i+1, fmt.Sprintf("sensor %s stands on line %d too: neither counts", s.Sensor, f.at[s.Sensor][0]+1))
+			f.report(i+1, fmt.Sprintf("sensor %s stands on line %d too: neither counts", s.Sensor, first+1))
 			f.sensors[s.Sensor] = nil
 		case len(f.sensors) >= MaxSensorKeys:
 			f.report(i+1, fmt.Sprintf("more than %d sensors: sensor %s does not count", MaxSensorKeys, s.Sensor))
@@ -85,32 +92,38 @@ func (f *sensorLines) table() *sensorTable {
 // set gives a sensor one line in the place of its first, or at the end; nil
 // takes its lines away.
 func (f *sensorLines) set(sensor string, s *SensorKey) error {
-	at := f.at[sensor]
-	if s == nil && len(at) == 0 {
+	first, known := f.first[sensor]
+	drop := f.again[sensor]
+	switch {
+	case s == nil && !known:
 		return ErrUnknownSensor
+	case s == nil:
+		drop = append(drop, first)
 	}
 	if s != nil {
-		if len(at) == 0 && len(f.at) >= MaxSensorKeys {
+		if !known && len(f.first) >= MaxSensorKeys {
 			return fmt.Errorf("there are %d sensors already: remove those that are not needed", MaxSensorKeys)
 		}
 		line, err := s.line()
 		if err != nil {
 			return err
 		}
-		if len(at) == 0 {
+		if !known {
 			f.lines = append(f.withoutEnd(), line, "")
 			return nil
 		}
-		f.lines[at[0]] = line
-		at = at[1:]
+		f.lines[first] = line
 	}
-	drop := map[int]bool{}
-	for _, i := range at {
-		drop[i] = true
+	if len(drop) == 0 {
+		return nil
+	}
+	dropped := make(map[int]bool, len(drop))
+	for _, i := range drop {
+		dropped[i] = true
 	}
 	kept := f.lines[:0]
 	for i, line := range f.lines {
-		if !drop[i] {
+		if !dropped[i] {
 			kept = append(kept, line)
 		}
 	}

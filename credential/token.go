@@ -95,7 +95,7 @@ func NewToken(r TokenRequest) (Secret, error) {
 		Nonce: r.Nonce,
 	})
 	token.Header["typ"] = tokenType
-	token.Header["kid"] = Thumbprint(r.Key.Public().(ed25519.PublicKey))
+	token.Header["kid"] = Thumbprint(PublicKey(r.Key))
 	text, err := token.SignedString(r.Key)
 	if err != nil {
 		return Secret{}, fmt.Errorf("sign token: %w", err)

@@ -23,8 +23,6 @@ func gatewayKey(seed byte) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed([]byte(strings.Repeat(string(rune(seed)), ed25519.SeedSize)))
 }
 
-func public(key ed25519.PrivateKey) ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }
-
 // a cloud knows the gateway "north" by its keys.
 type cloud struct {
 	*Verifier
@@ -44,7 +42,7 @@ func newCloud(t testing.TB, secret ...[]byte) *cloud {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &cloud{Verifier: v, nonces: nonces, keys: []GatewayKey{{Public: public(gatewayKey('n'))}}}
+	return &cloud{Verifier: v, nonces: nonces, keys: []GatewayKey{{Public: PublicKey(gatewayKey('n'))}}}
 }
 
 func (c *cloud) verify(token string) (Handshake, error) {
@@ -72,7 +70,7 @@ func TestVerify_TakesATokenOnce(t *testing.T) {
 		time.Sleep(time.Minute)
 		tok := token(t, "")
 		h, err := c.verify(tok)
-		if err != nil || h.Gateway != "north" || h.KeyID != Thumbprint(public(gatewayKey('n'))) {
+		if err != nil || h.Gateway != "north" || h.KeyID != Thumbprint(PublicKey(gatewayKey('n'))) {
 			t.Fatal(h, err)
 		}
 		for range 14 { // until it is over by any clock that counts
@@ -122,7 +120,7 @@ func sign(t testing.TB, key any, method jwt.SigningMethod, change func(*jwt.Toke
 	now := time.Now()
 	claims := jwt.MapClaims{"iss": "north", "sub": "north", "aud": host, "iat": now.Unix(), "exp": now.Add(TokenLife).Unix(), "jti": strings.Repeat("A", 22)}
 	tok := jwt.NewWithClaims(method, claims)
-	tok.Header["typ"], tok.Header["kid"] = tokenType, Thumbprint(public(gatewayKey('n')))
+	tok.Header["typ"], tok.Header["kid"] = tokenType, Thumbprint(PublicKey(gatewayKey('n')))
 	change(tok, claims)
 	text, err := tok.SignedString(key)
 	if err != nil {
@@ -163,14 +161,14 @@ func TestVerify_RefusesWhatIsNotExactlyRight(t *testing.T) {
 	}{
 		{"the control", as(good, eddsa, same), nil},
 		{"another key, kid of the right one", as(other, eddsa, same), ErrRefused},
-		{"another key, its own kid", as(other, eddsa, header("kid", Thumbprint(public(other)))), ErrRefused},
+		{"another key, its own kid", as(other, eddsa, header("kid", Thumbprint(PublicKey(other)))), ErrRefused},
 		{"no kid", as(good, eddsa, header("kid", nil)), ErrRefused},
 		{"kid is a number", as(good, eddsa, header("kid", 7)), ErrRefused},
 		{"alg none", as(jwt.UnsafeAllowNoneSignatureType, jwt.SigningMethodNone, same), ErrRefused},
-		{"HMAC with the public key as its secret", as([]byte(public(good)), jwt.SigningMethodHS256, same), ErrRefused},
+		{"HMAC with the public key as its secret", as([]byte(PublicKey(good)), jwt.SigningMethodHS256, same), ErrRefused},
 		{"HMAC that calls itself EdDSA", func(t *testing.T) string {
 			parts := strings.Split(sign(t, good, eddsa, same), ".")
-			mac := hmac.New(sha256.New, public(good))
+			mac := hmac.New(sha256.New, PublicKey(good))
 			mac.Write([]byte(parts[0] + "." + parts[1]))
 			return parts[0] + "." + parts[1] + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 		}, ErrRefused},
@@ -178,7 +176,7 @@ func TestVerify_RefusesWhatIsNotExactlyRight(t *testing.T) {
 		{"no type", as(good, eddsa, header("typ", nil)), ErrRefused},
 		{"a critical extension", as(good, eddsa, header("crit", []string{"b64"})), ErrRefused},
 		{"a key of its own in the header", as(other, eddsa, header("jwk", map[string]string{"kty": "OKP", "crv": "Ed25519",
-			"x": base64.RawURLEncoding.EncodeToString(public(other))})), ErrRefused},
+			"x": base64.RawURLEncoding.EncodeToString(PublicKey(other))})), ErrRefused},
 		{"another gateway", as(good, eddsa, func(_ *jwt.Token, c jwt.MapClaims) { c["iss"], c["sub"] = "south", "south" }), ErrRefused},
 		{"an id that no gateway has", as(good, eddsa, claim("iss", "no rth")), ErrRefused},
 		{"no iss", as(good, eddsa, claim("iss", nil)), ErrRefused},
@@ -328,7 +326,7 @@ func TestVerify_KeysCountInTheirTimeOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud(t)
 		time.Sleep(time.Hour)
-		next := GatewayKey{Public: public(gatewayKey('x'))}
+		next := GatewayKey{Public: PublicKey(gatewayKey('x'))}
 		at := func(d time.Duration) time.Time { return time.Now().Add(d) }
 		for _, test := range []struct {
 			from, to time.Time
@@ -336,7 +334,7 @@ func TestVerify_KeysCountInTheirTimeOnly(t *testing.T) {
 		}{
 			{ok: true}, {from: at(0), to: at(1), ok: true}, {from: at(1)}, {to: at(0)}, {from: at(-2), to: at(-1)},
 		} {
-			c.keys = []GatewayKey{next, {Public: public(gatewayKey('n')), NotBefore: test.from, NotAfter: test.to}}
+			c.keys = []GatewayKey{next, {Public: PublicKey(gatewayKey('n')), NotBefore: test.from, NotAfter: test.to}}
 			if _, err := c.verify(token(t, "")); (err == nil) != test.ok || err != nil && !errors.Is(err, ErrRefused) {
 				t.Error(test, err)
 			}
