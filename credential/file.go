@@ -40,7 +40,7 @@ func placeFile(file string, data []byte, mode fs.FileMode, place func(part, file
 		}
 	}()
 	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(err, giveToFolder(f), f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if err = place(part, file); err != nil {

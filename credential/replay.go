@@ -13,7 +13,7 @@ import (
 var ErrFull = errors.New("too many handshakes within a short time")
 
 // 500 handshakes a second, for the longest time that one is remembered
-// (handshakeMemory, 140 s), are 70,000. An entry costs about 150 bytes: 15 MB
+// (handshakeMemory, 150 s), are 75,000. An entry costs about 150 bytes: 15 MB
 // at the bound. Only handshakes whose signature held are remembered, so no
 // stranger fills it, and one gateway that misbehaves has maxPerGateway: a
 // sound one, with delays doubling to 60 s, makes about ten in that time.
@@ -21,6 +21,10 @@ const (
 	maxRemembered = 100_000
 	maxPerGateway = 60
 )
+
+// setBack is how much longer a mark is remembered than it must be: this clock
+// may be set back by as much without letting a replay in.
+const setBack = 10 * time.Second
 
 // memory remembers what may be used once, until it would be refused anyway.
 // Where it is full it refuses: forgetting early would let a replay in.
@@ -62,7 +66,7 @@ func (m *memory) use(name string, mark [32]byte, until, now time.Time) error {
 	}
 	m.used[mark] = struct{}{}
 	m.perName[name]++
-	heap.Push(&m.expiry, remembered{until.UnixNano(), mark, name})
+	heap.Push(&m.expiry, remembered{until.Add(setBack).UnixNano(), mark, name})
 	return nil
 }
 

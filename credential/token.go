@@ -40,8 +40,9 @@ const (
 	tokenType = "touchline-handshake+jwt"
 
 	// handshakeMemory is the longest time that a handshake is remembered: exp
-	// lies at most that far ahead of the verifier's clock.
-	handshakeMemory = TokenLife + 2*Leeway
+	// lies at most TokenLife and Leeway ahead of the verifier's clock, and counts
+	// for another Leeway.
+	handshakeMemory = TokenLife + 2*Leeway + setBack
 
 	jtiBytes = 16
 )
