@@ -167,10 +167,10 @@ func parseSensorLine(line string) (SensorKey, error) {
 		return bad("its state is none of admitted, held and revoked")
 	}
 	created, err := time.Parse(time.RFC3339, fields[2])
-	if err != nil || created.Year() < 1 {
+	s.Created = created.UTC().Truncate(time.Second) // as it is written
+	if year := s.Created.Year(); err != nil || year < 1 || year > 9999 {
 		return bad("its time is not such as 2026-07-12T18:30:00Z")
 	}
-	s.Created = created.UTC()
 	if fields[3] != "-" || s.State == Admitted {
 		digits, ok := strings.CutPrefix(fields[3], hashPrefix)
 		if !ok || len(digits) != 2*len(s.Hash) {

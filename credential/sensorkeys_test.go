@@ -665,6 +665,7 @@ func FuzzSensorFile(f *testing.F) {
 	f.Add("")
 	f.Add(sensorFileHead + "belt\tadmitted\t2026-07-12T18:30:00Z\t" + goodHash + "\tnote\n")
 	f.Add("a\theld\t2026-07-12T18:30:00+02:00\t-\r\na\theld\t2026-07-12T18:30:00Z\t-\nx")
+	f.Add("a\theld\t0001-01-01T00:00:00+01:00\t-\nb\theld\t9999-12-31T23:30:00.5-01:00\t-\nc\theld\t2026-07-12T18:30:00.5Z\t-")
 	f.Fuzz(func(t *testing.T, text string) {
 		lines := parseSensorFile(text)
 		before := lines.table()
