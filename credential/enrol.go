@@ -19,13 +19,14 @@ const maxNonceField = 256
 // nonce) and for this code: one that was overheard is worth nothing without
 // the key, and a key can't be registered by who has only seen it.
 type Enrolment struct {
-	Gateway   string            `json:"gateway"`
+	Gateway   string            `json:"gateway"` // "" where the cloud names it
 	Public    ed25519.PublicKey `json:"public_key"`
 	Nonce     string            `json:"nonce"` // of the cloud
 	Signature []byte            `json:"signature"`
 }
 
-// NewEnrolment signs an enrolment of key under the id gateway.
+// NewEnrolment signs an enrolment of key under the id gateway, or under the
+// one that the cloud gives it where that is empty.
 func NewEnrolment(c Claim, key ed25519.PrivateKey, gateway, nonce string) (Enrolment, error) {
 	if len(key) != ed25519.PrivateKeySize {
 		return Enrolment{}, errors.New("sign enrolment: there is no key")
@@ -53,8 +54,10 @@ func (e Enrolment) Verify(claimHash [32]byte) error {
 }
 
 func (e Enrolment) check() error {
-	if err := touchline.CheckGateway(e.Gateway); err != nil {
-		return err
+	if e.Gateway != "" { // else the cloud names it
+		if err := touchline.CheckGateway(e.Gateway); err != nil {
+			return err
+		}
 	}
 	if len(e.Public) != ed25519.PublicKeySize {
 		return fmt.Errorf("public key has %d bytes: want %d", len(e.Public), ed25519.PublicKeySize)

@@ -18,11 +18,16 @@ type Message interface{ messageType() string }
 
 // Hello is the first message of a session, from the gateway.
 type Hello struct {
-	Gateway      string   `json:"gateway"`
-	Software     string   `json:"software"` // "touchline/0.1.0"
-	Epochs       []Held   `json:"epochs"`   // those with blocks in the buffer, oldest first
-	Clock        string   `json:"clock"`    // "unset", "set" or "synchronised"
-	Capabilities []string `json:"capabilities,omitempty"`
+	Gateway  string `json:"gateway"`
+	Software string `json:"software"` // "touchline/0.1.0"
+	Epochs   []Held `json:"epochs"`   // those with blocks in the buffer, oldest first
+	Clock    string `json:"clock"`    // "unset", "set" or "synchronised"
+
+	// Epoch is that of this opening of the buffer; zero where the gateway does
+	// not say. None goes back to an older one, so a cloud that sees it happen
+	// knows that two boxes have one identity.
+	Epoch        touchline.Epoch `json:"epoch,omitzero"`
+	Capabilities []string        `json:"capabilities,omitempty"`
 }
 
 // Held says what the gateway's buffer holds of an epoch.

@@ -28,10 +28,17 @@ const ArchivePath = UplinkPath + "/archive"
 // credential.
 const HeaderGateway = "X-Touchline-Gateway"
 
-// Close codes of the WebSocket beyond those of RFC 6455.
+// Close codes of the WebSocket beyond those of RFC 6455. What a gateway does
+// about each is in docs/protocol.md.
 const (
-	CloseSuperseded = 4409 // a newer session of the same gateway took over
-	CloseProtocol   = 4400 // a frame or message that breaks the protocol
+	CloseProtocol     = 4400 // a frame or message that breaks the protocol
+	CloseUnauthorized = 4401 // the credential is revoked, or counts no more
+	CloseForbidden    = 4403 // not allowed here
+	CloseTimeout      = 4408 // no hello in time
+	CloseSuperseded   = 4409 // a newer session of the same gateway took over
+	CloseTooLarge     = 4413 // a message larger than agreed
+	CloseVersion      = 4426 // a version that is not spoken here
+	CloseTooMany      = 4429 // more sessions than this gateway may have in this time
 )
 
 // Limits that both sides hold whatever was negotiated.
