@@ -3,6 +3,7 @@ package credential
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"touchline"
@@ -24,25 +25,31 @@ const (
 )
 
 // A Rule is one table [[sensors.acl]] of the settings: what a sensor, or
-// AnySensor, may subscribe to. The level {sensor} in a filter is the sensor's
-// own id, so {Sensor: "+", Subscribe: {"sensors/{sensor}/#"}} lets each hear
-// itself.
+// AnySensor, may do beside publishing under its own id. The level {sensor} in a
+// filter is the sensor's own id, so {Sensor: "+", Subscribe:
+// {"sensors/{sensor}/#"}} lets each hear itself.
 type Rule struct {
 	Sensor    string
 	Subscribe []string
+	PublishAs []string // ids, or beginnings of ids with * behind: for a receiver of many belts. Not for AnySensor
+	Status    bool     // may read the gateway's status and metrics from elsewhere
 }
 
-// An ACL says which topics sensors may use. It publishes under its own id
-// only, whatever the rules are; it subscribes to what its rules and those of
-// AnySensor give it, and to nothing where there are none. It is never changed
+// An ACL says which topics sensors may use. A sensor publishes under its own id,
+// and under those that its rule gives it; it subscribes to what its rules and
+// those of AnySensor give it, and to nothing where there are none. It is never changed
 // after NewACL, so its methods may be called concurrently. The zero ACL has no
 // rule.
-type ACL struct{ rules map[string][]string }
+type ACL struct {
+	rules     map[string][]string // subscriptions
+	publishAs map[string][]string
+	status    map[string]bool
+}
 
 // NewACL checks the rules. Its error names all that is wrong, a line each.
 func NewACL(rules []Rule) (*ACL, error) {
 	var errs []error
-	acl := &ACL{rules: map[string][]string{}}
+	acl := &ACL{rules: map[string][]string{}, publishAs: map[string][]string{}, status: map[string]bool{}}
 	if len(rules) > maxRules {
 		return nil, fmt.Errorf("%d rules: at most %d are allowed", len(rules), maxRules)
 	}
@@ -58,6 +65,8 @@ func NewACL(rules []Rule) (*ACL, error) {
 			filters[j] = ownTopics(f, r.Sensor)
 		}
 		acl.rules[r.Sensor] = filters
+		acl.publishAs[r.Sensor] = slices.Clone(r.PublishAs)
+		acl.status[r.Sensor] = r.Status
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
@@ -73,6 +82,20 @@ func checkRule(r Rule) error {
 	}
 	if len(r.Subscribe) > maxFilters {
 		return fmt.Errorf("sensor %s: %d filters: at most %d are allowed", r.Sensor, len(r.Subscribe), maxFilters)
+	}
+	if len(r.PublishAs) > maxFilters {
+		return fmt.Errorf("sensor %s: %d ids to publish as: at most %d are allowed", r.Sensor, len(r.PublishAs), maxFilters)
+	}
+	if r.Sensor == AnySensor && len(r.PublishAs) > 0 {
+		return errors.New("all sensors can't publish as others: name the one that may")
+	}
+	for _, id := range r.PublishAs {
+		if id == "*" {
+			continue
+		}
+		if err := touchline.CheckSensor(strings.TrimSuffix(id, "*")); err != nil {
+			return fmt.Errorf("sensor %s: publish as %.80q: %w (write an id, or the beginning of ids with * behind)", r.Sensor, id, err)
+		}
 	}
 	for _, f := range r.Subscribe {
 		if err := CheckFilter(f); err != nil {
@@ -108,6 +131,21 @@ func (a *ACL) MayPublish(sensor, topic string) bool {
 	id, _, _ := strings.Cut(rest, "/")
 	return ok && root == topicRoot && id == sensor && id != ""
 }
+
+// MayPublishAs says whether the sensor may publish under the id name: its own,
+// or one that its rule gives it.
+func (a *ACL) MayPublishAs(sensor, name string) bool {
+	if sensor == name {
+		return sensor != ""
+	}
+	return slices.ContainsFunc(a.publishAs[sensor], func(id string) bool {
+		beginning, open := strings.CutSuffix(id, "*")
+		return id == name || open && strings.HasPrefix(name, beginning)
+	})
+}
+
+// MayReadStatus says whether the sensor may read the gateway's status.
+func (a *ACL) MayReadStatus(sensor string) bool { return a.status[sensor] || a.status[AnySensor] }
 
 // MaySubscribe says whether every topic that filter matches, or the filter
 // inside $share/<group>/, is covered by one filter that the sensor has.

@@ -8,12 +8,12 @@ import (
 func newACL(t testing.TB) *ACL {
 	t.Helper()
 	acl, err := NewACL([]Rule{
-		{"display", []string{"sensors/+/heart_rate", "venue/#"}},
-		{"monitor", []string{"$SYS/#", "sensors/#"}},
-		{"all", []string{"#"}},
-		{"none", nil},
-		{AnySensor, []string{"sensors/{sensor}/#", "news"}},
-		{"coach", []string{"sensors/{sensor}/cues", "x{sensor}"}},
+		{Sensor: "display", Subscribe: []string{"sensors/+/heart_rate", "venue/#"}},
+		{Sensor: "monitor", Subscribe: []string{"$SYS/#", "sensors/#"}},
+		{Sensor: "all", Subscribe: []string{"#"}},
+		{Sensor: "none", Subscribe: nil},
+		{Sensor: AnySensor, Subscribe: []string{"sensors/{sensor}/#", "news"}},
+		{Sensor: "coach", Subscribe: []string{"sensors/{sensor}/cues", "x{sensor}"}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -142,9 +142,41 @@ func TestACL_Receive(t *testing.T) {
 	}
 }
 
+func TestACL_PublishesAsOthersWhereItsRuleSaysSo(t *testing.T) {
+	acl, err := NewACL([]Rule{
+		{Sensor: "receiver", PublishAs: []string{"belt-*", "scale"}, Status: true},
+		{Sensor: "all", PublishAs: []string{"*"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		sensor, name string
+		want         bool
+	}{
+		{"receiver", "receiver", true}, {"receiver", "belt-17", true}, {"receiver", "belt-", true}, {"receiver", "scale", true},
+		{"receiver", "scale2", false}, {"receiver", "belt", false}, {"receiver", "xbelt-1", false}, {"receiver", "", false},
+		{"belt-17", "belt-17", true}, {"belt-17", "belt-18", false}, {"belt-17", "receiver", false}, {"", "", false}, {"", "belt-17", false},
+		{"all", "anything", true},
+	} {
+		if have := acl.MayPublishAs(c.sensor, c.name); have != c.want {
+			t.Errorf("%q as %q: %v", c.sensor, c.name, have)
+		}
+	}
+	if !acl.MayReadStatus("receiver") || acl.MayReadStatus("all") {
+		t.Error("status is not read by whom the rule names")
+	}
+	_, err = NewACL([]Rule{{Sensor: AnySensor, PublishAs: []string{"x"}}, {Sensor: "a", PublishAs: []string{"b/c*", "", "**/"}}})
+	for _, want := range []string{"all sensors can't", `"b/c*"`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error is %v: want %q in it", err, want)
+		}
+	}
+}
+
 func TestNewACL_NamesAllThatIsWrong(t *testing.T) {
 	_, err := NewACL([]Rule{
-		{"a/b", nil}, {"", nil}, {"belt", []string{"a#"}}, {"belt", nil}, {"x", []string{"$share/g/a"}}, {"y", []string{""}}, {"many", make([]string, maxFilters+1)},
+		{Sensor: "a/b", Subscribe: nil}, {Sensor: "", Subscribe: nil}, {Sensor: "belt", Subscribe: []string{"a#"}}, {Sensor: "belt", Subscribe: nil}, {Sensor: "x", Subscribe: []string{"$share/g/a"}}, {Sensor: "y", Subscribe: []string{""}}, {Sensor: "many", Subscribe: make([]string, maxFilters+1)},
 	})
 	if err == nil {
 		t.Fatal("taken")

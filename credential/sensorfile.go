@@ -80,10 +80,20 @@ func (f *sensorLines) report(line int, text string) {
 
 // table returns what counts.
 func (f *sensorLines) table() *sensorTable {
-	t := &sensorTable{sensors: f.sensors, problems: f.problems, more: f.more}
+	t := &sensorTable{sensors: f.sensors, byHash: make(map[[32]byte]string, len(f.sensors)), problems: f.problems, more: f.more}
 	for _, s := range f.sensors {
-		if s != nil && s.State == Held {
+		if s == nil {
+			continue
+		}
+		if s.State == Held {
 			t.held++
+		}
+		if s.Hash != [32]byte{} {
+			name := s.Sensor
+			if _, twice := t.byHash[s.Hash]; twice {
+				name = ""
+			}
+			t.byHash[s.Hash] = name
 		}
 	}
 	return t

@@ -136,6 +136,7 @@ type SensorKeys struct {
 	begun  time.Time
 	looked atomic.Int64 // ns since begun of the last look at the file
 	table  atomic.Pointer[sensorTable]
+	reads  atomic.Uint64 // tables that were published
 
 	mu       sync.Mutex // covers reading the file into table, and what follows
 	lastHold time.Time
@@ -144,6 +145,7 @@ type SensorKeys struct {
 // A sensorTable is what a file said. It is never changed.
 type sensorTable struct {
 	sensors  map[string]*SensorKey // nil for one whose line is damaged, or that has two
+	byHash   map[[32]byte]string   // whose key it is; "" where it is that of two
 	held     int
 	problems []LineProblem
 	more     int         // problems that are not in the list
@@ -193,6 +195,37 @@ func (k *SensorKeys) Check(sensor, secret string) (Verdict, Login) {
 	}
 	return LetIn, Login{sensor, shown}
 }
+
+// CheckKey is Check for a sensor that shows its key alone, as bearer. The
+// verdict is UnknownSensor where no one sensor has the key.
+func (k *SensorKeys) CheckKey(secret string) (Verdict, Login) {
+	if len(secret) > maxSensorSecret {
+		return UnknownSensor, Login{}
+	}
+	// What a map's lookup tells by its time is about a sum, not about a key.
+	sensor := k.look().byHash[sha256.Sum256([]byte(secret))]
+	if sensor == "" {
+		return UnknownSensor, Login{}
+	}
+	return k.Check(sensor, secret)
+}
+
+// Generation changes when the file may say something new. It looks at the file
+// as Check does.
+func (k *SensorKeys) Generation() uint64 {
+	k.look()
+	return k.reads.Load()
+}
+
+// Named says whether the file has a line for the sensor, whatever it says: the
+// name is not for anybody to use.
+func (k *SensorKeys) Named(sensor string) bool {
+	_, named := k.look().sensors[sensor]
+	return named
+}
+
+// Empty says whether the file names no sensor at all.
+func (k *SensorKeys) Empty() bool { return len(k.look().sensors) == 0 }
 
 // Admits says whether the sensor would be let in still, with the same key. Ask
 // it of connections that are open, about once a second.
@@ -435,6 +468,7 @@ func (k *SensorKeys) publish(t *sensorTable, info fs.FileInfo) {
 		t.problems = append([]LineProblem{{Text: fmt.Sprintf("%s can be reached by other users (mode %04o): chmod 600 %[1]s", k.file, info.Mode().Perm())}}, t.problems...)
 	}
 	before := k.table.Swap(t)
+	k.reads.Add(1)
 	if len(t.problems) > 0 && (before == nil || before.more != t.more || !slices.Equal(before.problems, t.problems)) {
 		k.logger.Warn("sensors' keys: lines count for nothing", "file", k.file, "problems", len(t.problems)+t.more, "first", t.problems[0].String())
 	}

@@ -725,3 +725,48 @@ func BenchmarkSensorKeys_Reload(b *testing.B) {
 		k.mu.Unlock()
 	}
 }
+
+func TestSensorKeys_AKeyAloneIsOfOneSensor(t *testing.T) {
+	keys := openKeys(t, filepath.Join(t.TempDir(), SensorKeysFile))
+	a, err := keys.Add("a", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := keys.Generation()
+	b, err := keys.Add("b", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keys.Generation() == before {
+		t.Error("a change is not seen by Generation")
+	}
+	if v, login := keys.CheckKey(a.Reveal()); v != LetIn || login.Sensor != "a" || !keys.Admits(login) {
+		t.Errorf("a's key: %v %+v", v, login)
+	}
+	if v, login := keys.CheckKey(b.Reveal()); v != LetIn || login.Sensor != "b" {
+		t.Errorf("b's key: %v %+v", v, login)
+	}
+	for _, wrong := range []string{"", "a", a.Reveal() + "x", strings.Repeat("x", 300)} {
+		if v, login := keys.CheckKey(wrong); v != UnknownSensor || login.Sensor != "" {
+			t.Errorf("%.20q: %v %+v", wrong, v, login)
+		}
+	}
+	if err := keys.Revoke("a"); err != nil {
+		t.Fatal(err)
+	}
+	if v, _ := keys.CheckKey(a.Reveal()); v != IsRevoked {
+		t.Errorf("a's key after it was revoked: %v", v)
+	}
+	if !keys.Named("a") || keys.Named("c") || keys.Empty() {
+		t.Error("Named or Empty is wrong")
+	}
+	// Somebody copied a line by hand: the key names no sensor.
+	text, err := os.ReadFile(keys.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := parseSensorFile(string(text) + strings.ReplaceAll(string(text), "b\tadm", "c\tadm")).table()
+	if name := table.byHash[sha256.Sum256([]byte(b.Reveal()))]; name != "" {
+		t.Errorf("the key of two sensors is said to be %s's", name)
+	}
+}
