@@ -40,25 +40,56 @@ type GatewayConfig struct {
 // SensorsConfig is the table [sensors].
 type SensorsConfig struct {
 	AllowAnonymous bool            `toml:"allow_anonymous"`
+	Unknown        string          `toml:"unknown"`
 	Insecure       bool            `toml:"insecure"`
 	MaxPayload     config.Size     `toml:"max_payload"`
 	DedupeWindow   config.Duration `toml:"dedupe_window"`
 	DedupeMemory   config.Size     `toml:"dedupe_memory"`
 	MaxConnections int             `toml:"max_connections"`
+	Limits         LimitsConfig    `toml:"limits"`
+	TLS            TLSConfig       `toml:"tls"`
+	ACL            []ACLConfig     `toml:"acl"`
 	MQTT           MQTTConfig      `toml:"mqtt"`
 	HTTP           HTTPConfig      `toml:"http"`
 	Broker         []BrokerConfig  `toml:"broker"`
 }
 
+// LimitsConfig is the table [sensors.limits].
+type LimitsConfig struct {
+	ConnectionsPerAddress int             `toml:"connections_per_address"`
+	HandshakesPerSecond   int             `toml:"handshakes_per_second"`
+	ConnectionsPerSensor  int             `toml:"connections_per_sensor"`
+	MessagesPerSecond     int             `toml:"messages_per_second"`
+	BytesPerSecond        config.Size     `toml:"bytes_per_second"`
+	LoginTimeout          config.Duration `toml:"login_timeout"`
+}
+
+// TLSConfig is the table [sensors.tls].
+type TLSConfig struct {
+	CertFile string `toml:"cert_file"`
+	KeyFile  string `toml:"key_file"`
+}
+
+// ACLConfig is one table [[sensors.acl]].
+type ACLConfig struct {
+	Sensor    string   `toml:"sensor"`
+	Subscribe []string `toml:"subscribe"`
+	PublishAs []string `toml:"publish_as"`
+	Status    bool     `toml:"status"`
+}
+
 // MQTTConfig is the table [sensors.mqtt].
 type MQTTConfig struct {
-	Listen string `toml:"listen"`
+	Listen    string `toml:"listen"`
+	TLSListen string `toml:"tls_listen"`
 }
 
 // HTTPConfig is the table [sensors.http].
 type HTTPConfig struct {
-	Listen  string      `toml:"listen"`
-	MaxBody config.Size `toml:"max_body"`
+	Listen    string      `toml:"listen"`
+	TLSListen string      `toml:"tls_listen"`
+	MaxBody   config.Size `toml:"max_body"`
+	MaxHeader config.Size `toml:"max_header"`
 }
 
 // BrokerConfig is one table [[sensors.broker]].
@@ -152,12 +183,23 @@ func (c *SensorsConfig) check(report func(key, problem string)) {
 	if c.MaxConnections < 1 || c.MaxConnections > 100_000 {
 		report("sensors.max_connections", fmt.Sprintf("%d is out of bounds: want 1 to 100000", c.MaxConnections))
 	}
-	if !c.AllowAnonymous {
-		report("sensors.allow_anonymous", "false is not possible yet: this version has no sensor credentials; "+
-			"keep the listeners on loopback or a network of their own")
+	if c.Unknown != "refuse" && c.Unknown != "hold" {
+		report("sensors.unknown", fmt.Sprintf("%q is unknown: want \"refuse\" or \"hold\" (allow_anonymous = true lets everybody in)", c.Unknown))
 	}
+	if c.Unknown == "hold" && c.AllowAnonymous {
+		report("sensors.unknown", "\"hold\" has nobody to hold while sensors.allow_anonymous is true: set that to false")
+	}
+	if c.HTTP.MaxHeader < 4<<10 || c.HTTP.MaxHeader > 1<<20 {
+		report("sensors.http.max_header", fmt.Sprintf("%s is out of bounds: want 4KiB to 1MiB", c.HTTP.MaxHeader))
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		report("sensors.tls.cert_file", "and key_file go together: name both, or none of them for what `touchline sensor ca` made")
+	}
+	c.Limits.check(report)
 	c.checkListen("sensors.mqtt.listen", c.MQTT.Listen, report)
+	c.checkListen("sensors.mqtt.tls_listen", c.MQTT.TLSListen, report)
 	c.checkListen("sensors.http.listen", c.HTTP.Listen, report)
+	c.checkListen("sensors.http.tls_listen", c.HTTP.TLSListen, report)
 	for i, b := range c.Broker {
 		key := fmt.Sprintf("sensors.broker[%d]", i)
 		b.check(key, report)
@@ -165,6 +207,26 @@ func (c *SensorsConfig) check(report func(key, problem string)) {
 		if first := slices.IndexFunc(c.Broker, same); first < i {
 			report(key+".client_id", fmt.Sprintf("sensors.broker[%d] has the same url and client_id: a broker keeps one connection for each; give this one another client_id", first))
 		}
+	}
+}
+
+func (c *LimitsConfig) check(report func(key, problem string)) {
+	for _, l := range []struct {
+		key         string
+		value, most int
+	}{
+		{"connections_per_address", c.ConnectionsPerAddress, 100_000}, {"handshakes_per_second", c.HandshakesPerSecond, 1_000_000},
+		{"connections_per_sensor", c.ConnectionsPerSensor, 100_000}, {"messages_per_second", c.MessagesPerSecond, 1_000_000_000},
+	} {
+		if l.value < 1 || l.value > l.most {
+			report("sensors.limits."+l.key, fmt.Sprintf("%d is out of bounds: want 1 to %d", l.value, l.most))
+		}
+	}
+	if c.BytesPerSecond < 1<<10 || c.BytesPerSecond > 1<<40 {
+		report("sensors.limits.bytes_per_second", fmt.Sprintf("%s is out of bounds: want 1KiB to 1TiB", c.BytesPerSecond))
+	}
+	if c.LoginTimeout < 100e6 || c.LoginTimeout > 60e9 {
+		report("sensors.limits.login_timeout", fmt.Sprintf("%s is out of bounds: want 100ms to 1m", c.LoginTimeout))
 	}
 }
 
@@ -177,7 +239,7 @@ func (c *SensorsConfig) checkListen(key, address string, report func(key, proble
 		report(key, err.Error())
 	} else if !loopback && c.AllowAnonymous && !c.Insecure {
 		report(key, fmt.Sprintf("%s is reachable from the network while sensors.allow_anonymous is true: "+
-			"listen on 127.0.0.1, or say insecure = true in [sensors]", address))
+			"listen on 127.0.0.1, give sensors keys (`touchline sensor add`) and set allow_anonymous = false, or say insecure = true in [sensors]", address))
 	}
 }
 
@@ -224,9 +286,6 @@ func (c *UplinkConfig) check(report func(key, problem string)) {
 		} else if u.User != nil {
 			report("uplink.urls", "has a user or password in it: the token belongs into uplink.token_file")
 		}
-	}
-	if len(c.URLs) > 0 && c.TokenFile == "" {
-		report("uplink.token_file", "is empty: put the token that `touchline-cloud gateway add ID` prints into a file and name it here")
 	}
 	if c.ReconnectMin < 1e6 || c.ReconnectMax < c.ReconnectMin {
 		report("uplink.reconnect_min", fmt.Sprintf("%s up to %s: want at least 1ms, and reconnect_max not below it", c.ReconnectMin, c.ReconnectMax))

@@ -23,6 +23,7 @@ const (
 	adminCheck  = "/check"
 	adminExport = "/export"
 	adminImport = "/import"
+	adminStatus = "/status"
 )
 
 // maxAdminRequests bounds commands that run at a time; each reads the whole
@@ -87,6 +88,7 @@ func (a *admin) close() (err error) {
 func (a *admin) run(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+adminCheck, a.check)
+	mux.HandleFunc("GET "+adminStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, a.d.Status()) })
 	mux.HandleFunc("POST "+adminExport, a.export)
 	mux.HandleFunc("POST "+adminImport, a.take)
 	server := &http.Server{

@@ -44,7 +44,9 @@ type Daemon struct {
 	brokers  []*sensors.Broker // the site's own
 	samples  *sensors.HTTP     // nil: off
 	listener net.Listener      // of HTTP; nil: off
-	uplink   *uplink.Uplink    // nil: this gateway just buffers
+	secure   net.Listener      // of HTTP with TLS; nil: off
+	access   *sensors.Access
+	uplink   *uplink.Uplink // nil: this gateway just buffers
 	relay    *relay.Relay
 	admin    *admin // nil: the folder has no socket
 	rate     rate
@@ -81,7 +83,10 @@ func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daem
 	if err := d.openBuffer(ctx, logger); err != nil {
 		return nil, fmt.Errorf("gateway.data %s: %w", c.Gateway.Data, err)
 	}
-	d.intake, err = sensors.NewIntake(sensors.IntakeOptions{Store: d.buffer, Now: d.clock.Now, MaxSensors: maxSensors})
+	if d.access, err = openAccess(c, logger.With("component", "sensors")); err != nil {
+		return nil, err
+	}
+	d.intake, err = sensors.NewIntake(sensors.IntakeOptions{Store: d.buffer, Now: d.clock.Now, MaxSensors: maxSensors, Access: d.access})
 	if err != nil {
 		return nil, err
 	}
@@ -132,21 +137,43 @@ func (d *Daemon) openBuffer(ctx context.Context, logger *slog.Logger) (err error
 
 func (d *Daemon) openListeners(logger *slog.Logger) (err error) {
 	s := &d.config.Sensors
-	if s.MQTT.Listen != "" {
+	secure, err := sensorTLS(d.config, logger.With("component", "sensors"))
+	if err != nil {
+		return err
+	}
+	if s.MQTT.Listen != "" || s.MQTT.TLSListen != "" {
 		d.mqtt, err = sensors.ListenMQTT(sensors.MQTTOptions{
-			Address: s.MQTT.Listen, PayloadBytes: int(s.MaxPayload), MaxConnections: s.MaxConnections,
+			Address: s.MQTT.Listen, TLSAddress: s.MQTT.TLSListen, TLS: secure, PayloadBytes: int(s.MaxPayload), MaxConnections: s.MaxConnections,
 			Window: mqttWindow, Patience: fullPatience,
 		}, d.intake, logger)
 		if err != nil {
+			var op *net.OpError
+			if s.MQTT.Listen == "" || errors.As(err, &op) && op.Addr != nil && op.Addr.String() == s.MQTT.TLSListen {
+				return listenError("sensors.mqtt.tls_listen", s.MQTT.TLSListen, err)
+			}
 			return listenError("sensors.mqtt.listen", s.MQTT.Listen, err)
 		}
 	}
-	if s.HTTP.Listen != "" {
-		listener, err := net.Listen("tcp", s.HTTP.Listen)
+	listen := func(address string) (net.Listener, error) {
+		l, err := net.Listen("tcp", address)
 		if err != nil {
+			return nil, err
+		}
+		return netutil.LimitListener(d.access.Guard(l), s.MaxConnections+maxRequests), nil
+	}
+	if s.HTTP.Listen != "" {
+		if d.listener, err = listen(s.HTTP.Listen); err != nil {
 			return listenError("sensors.http.listen", s.HTTP.Listen, err)
 		}
-		d.listener = netutil.LimitListener(listener, s.MaxConnections+maxRequests)
+	}
+	if s.HTTP.TLSListen != "" {
+		l, err := listen(s.HTTP.TLSListen)
+		if err != nil {
+			return listenError("sensors.http.tls_listen", s.HTTP.TLSListen, err)
+		}
+		d.secure = tls.NewListener(l, secure)
+	}
+	if d.listener != nil || d.secure != nil {
 		d.samples, err = sensors.NewHTTP(d.httpOptions(), d.intake, logger)
 		if err != nil {
 			return err
@@ -176,12 +203,17 @@ func listenError(key, address string, err error) error {
 func Check(c touchline.Config) error {
 	logger := slog.New(slog.DiscardHandler)
 	now := func() (time.Time, *touchline.Clock) { return time.Now(), nil }
-	intake, err := sensors.NewIntake(sensors.IntakeOptions{Store: nowhere{}, Now: now, MaxSensors: 1})
+	access, err := openAccess(c, logger)
+	if err != nil {
+		return err
+	}
+	intake, err := sensors.NewIntake(sensors.IntakeOptions{Store: nowhere{}, Now: now, MaxSensors: 1, Access: access})
 	if err != nil {
 		return err
 	}
 	d := &Daemon{config: c, logger: logger, intake: intake}
-	err = d.openBrokers(logger)
+	_, err = sensorTLS(c, logger)
+	err = errors.Join(err, d.openBrokers(logger))
 	if len(c.Uplink.URLs) > 0 {
 		err = errors.Join(err, d.openUplink(logger))
 	}
@@ -305,10 +337,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error { return d.rate.run(groupCtx, d.total) })
 	group.Go(func() error { return d.clock.Run(groupCtx) })
 	group.Go(func() error { return d.followClock(groupCtx) })
+	group.Go(func() error { return d.access.Run(groupCtx) })
 	if d.mqtt != nil {
 		group.Go(func() error { return d.mqtt.Run(groupCtx) })
 	}
-	if d.listener != nil {
+	if d.samples != nil {
 		group.Go(func() error { return d.serveHTTP(groupCtx) })
 	}
 	for _, broker := range d.brokers {
@@ -344,8 +377,11 @@ func ended(err error) error {
 // Close frees what Open took. It may be called twice, and after Run.
 func (d *Daemon) Close() error {
 	var errs []error
-	if d.listener != nil {
-		if err := d.listener.Close(); !errors.Is(err, net.ErrClosed) {
+	for _, l := range []net.Listener{d.listener, d.secure} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
@@ -366,34 +402,59 @@ func (d *Daemon) Close() error {
 
 // MQTTAddr returns where the broker listens, or "off".
 func (d *Daemon) MQTTAddr() string {
-	if d.mqtt == nil {
+	if d.mqtt == nil || d.mqtt.Addr() == nil {
 		return "off"
 	}
 	return d.mqtt.Addr().String()
 }
 
-// HTTPAddr returns where HTTP is served, or "off".
-func (d *Daemon) HTTPAddr() string {
-	if d.listener == nil {
+// MQTTTLSAddr returns where the broker listens with TLS, or "off".
+func (d *Daemon) MQTTTLSAddr() string {
+	if d.mqtt == nil || d.mqtt.TLSAddr() == nil {
 		return "off"
 	}
-	return d.listener.Addr().String()
+	return d.mqtt.TLSAddr().String()
+}
+
+// HTTPAddr returns where HTTP is served, or "off".
+func (d *Daemon) HTTPAddr() string { return addrOf(d.listener) }
+
+// HTTPTLSAddr returns where HTTP is served with TLS, or "off".
+func (d *Daemon) HTTPTLSAddr() string { return addrOf(d.secure) }
+
+func addrOf(l net.Listener) string {
+	if l == nil {
+		return "off"
+	}
+	return l.Addr().String()
 }
 
 // serveHTTP serves sensors and the status API until ctx ends.
 func (d *Daemon) serveHTTP(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           d.handler(),
-		ReadHeaderTimeout: 5 * time.Second,
+		ReadHeaderTimeout: time.Duration(d.config.Sensors.Limits.LoginTimeout), // TLS included
 		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    16 << 10,
+		MaxHeaderBytes:    int(d.config.Sensors.HTTP.MaxHeader),
+		ConnContext:       d.access.ConnContext,
 		ErrorLog:          slog.NewLogLogger(d.logger.Handler(), slog.LevelDebug),
+		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){}, // no HTTP/2
 	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(d.listener) }()
+	var listeners []net.Listener
+	for _, l := range []net.Listener{d.listener, d.secure} {
+		if l != nil {
+			listeners = append(listeners, l)
+		}
+	}
+	served := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { served <- server.Serve(l) }()
+	}
+	var failed error
 	select {
-	case err := <-served:
-		return fmt.Errorf("serve http: %w", errors.Join(err, d.samples.Close()))
+	case failed = <-served:
+		failed = fmt.Errorf("serve http: %w", failed)
+		listeners = listeners[1:] // one of them is through
 	case <-ctx.Done():
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
@@ -403,6 +464,8 @@ func (d *Daemon) serveHTTP(ctx context.Context) error {
 	if err != nil {
 		err = server.Close()
 	}
-	<-served
-	return errors.Join(err, closing)
+	for range listeners {
+		<-served
+	}
+	return errors.Join(failed, err, closing)
 }

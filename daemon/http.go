@@ -17,8 +17,8 @@ func (d *Daemon) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/v1/samples", d.samples)
 	mux.Handle("/v1/samples/stream", d.samples)
-	mux.Handle("GET /v1/status", timed(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, d.Status()) }))
-	mux.Handle("GET /metrics", timed(promhttp.HandlerFor(d.metrics(), promhttp.HandlerOpts{}).ServeHTTP))
+	mux.Handle("GET /v1/status", d.samples.ForStatus(timed(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, d.Status()) })))
+	mux.Handle("GET /metrics", d.samples.ForStatus(timed(promhttp.HandlerFor(d.metrics(), promhttp.HandlerOpts{}).ServeHTTP)))
 	mux.Handle("GET /healthz", timed(func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]string{"status": "alive"})
 	}))

@@ -34,8 +34,10 @@ type RelayStatus struct {
 
 // ListenStatus has the addresses, "off" where there is none.
 type ListenStatus struct {
-	MQTT string `json:"mqtt"`
-	HTTP string `json:"http"`
+	MQTT    string `json:"mqtt"`
+	HTTP    string `json:"http"`
+	MQTTTLS string `json:"mqtt_tls"`
+	HTTPTLS string `json:"http_tls"`
 }
 
 // SensorsStatus counts what came in since the start.
@@ -145,7 +147,7 @@ func (d *Daemon) Status() Status {
 		Version: touchline.Version,
 		Time:    time.Now(),
 		Started: d.started,
-		Listen:  ListenStatus{MQTT: d.MQTTAddr(), HTTP: d.HTTPAddr()},
+		Listen:  ListenStatus{MQTT: d.MQTTAddr(), HTTP: d.HTTPAddr(), MQTTTLS: d.MQTTTLSAddr(), HTTPTLS: d.HTTPTLSAddr()},
 		Sensors: d.sensorsStatus(),
 		Clock:   d.clockStatus(),
 		Buffer:  d.bufferStatus(),

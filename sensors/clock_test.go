@@ -52,7 +52,7 @@ func TestIntake_StampsOfAnArrivalAreOfItsClock(t *testing.T) {
 	const messages = 1000
 	store := clockStore{newStore(t), t}
 	clock := &restlessClock{}
-	in, err := NewIntake(IntakeOptions{Store: store, Now: clock.now, MaxSensors: 10})
+	in, err := NewIntake(IntakeOptions{Store: store, Now: clock.now, MaxSensors: 10, Access: openAccess(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,8 +118,8 @@ func NewHTTP(opts HTTPOptions, intake *Intake, logger *slog.Logger) (*HTTP, erro
 	return h, nil
 }
 
-// ServeHTTP serves SamplesPath and StreamPath. Credentials will be checked
-// here, before anything is read.
+// ServeHTTP serves SamplesPath and StreamPath. Who sends is asked before
+// anything of the body is read.
 func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var p *problem
 	switch {

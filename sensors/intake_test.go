@@ -19,9 +19,10 @@ import (
 func TestNewIntake_SaysWhatIsMissing(t *testing.T) {
 	store := newStore(t)
 	for want, o := range map[string]IntakeOptions{
-		"no store":    {Now: systemTime, MaxSensors: 1},
-		"no clock":    {Store: store, MaxSensors: 1},
-		"max sensors": {Store: store, Now: systemTime},
+		"no store":    {Now: systemTime, MaxSensors: 1, Access: openAccess(t)},
+		"no clock":    {Store: store, MaxSensors: 1, Access: openAccess(t)},
+		"no access":   {Store: store, Now: systemTime, MaxSensors: 1},
+		"max sensors": {Store: store, Now: systemTime, Access: openAccess(t)},
 	} {
 		if _, err := NewIntake(o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the error is %v, want one with %q", err, want)

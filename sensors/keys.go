@@ -128,6 +128,11 @@ func idempotencyKey(h http.Header) (string, error) {
 	return "", errIdempotencyKey
 }
 
-// credential names who sends a request, so that nobody is answered by another
-// one's key. Until sensors have credentials all of them are one.
-func credential(*http.Request) string { return "anonymous" }
+// sender names who sends a request, so that nobody is answered by another
+// one's Idempotency-Key. All that show no key are one.
+func (g *guest) sender() string {
+	if g.login.Sensor == "" {
+		return "anonymous"
+	}
+	return "sensor " + g.login.Sensor
+}

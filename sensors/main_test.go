@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"touchline"
+	"touchline/credential"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -210,9 +212,26 @@ func (s *memStore) awaitQueued(t testing.TB, samples int) {
 
 var errCommit = errors.New("disk I/O error")
 
+// testLimits are above what a test does.
+var testLimits = Limits{PerAddress: 10_000, Handshakes: 100_000, Messages: 10_000_000, Bytes: 10 << 30, Login: patience}
+
+// openAccess lets in anybody.
+func openAccess(t testing.TB) *Access {
+	t.Helper()
+	keys, err := credential.OpenSensorKeys(filepath.Join(t.TempDir(), credential.SensorKeysFile), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	access, err := NewAccess(AccessOptions{Keys: keys, ACL: &credential.ACL{}, Anonymous: true, PerSensor: 8, Limits: testLimits}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return access
+}
+
 func newTestIntake(t testing.TB, store Store) *Intake {
 	t.Helper()
-	in, err := NewIntake(IntakeOptions{Store: store, Now: systemTime, MaxSensors: 1000})
+	in, err := NewIntake(IntakeOptions{Store: store, Now: systemTime, MaxSensors: 1000, Access: openAccess(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

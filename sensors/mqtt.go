@@ -2,6 +2,7 @@ package sensors
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,9 +15,12 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
-// MQTTOptions are what ListenMQTT needs. Every field is required.
+// MQTTOptions are what ListenMQTT needs. Every field is required, but one of
+// the addresses is enough.
 type MQTTOptions struct {
-	Address        string        // host:port to listen on
+	Address        string        // host:port to listen on; empty: none
+	TLSAddress     string        // the same with TLS
+	TLS            *tls.Config   // required with TLSAddress
 	PayloadBytes   int           // largest payload of a message
 	MaxConnections int           // open at a time; as many sessions may be waiting for their client
 	Window         int           // messages of one connection that are not yet acknowledged, 1 to 65,535
@@ -65,7 +69,6 @@ const (
 	maxRetainedBytes  = 4 << 10          // of one retained payload, so all of them stay below 4 MiB
 	sessionExpiry     = time.Hour        // of a session whose client is away
 	maxKeepalive      = 5 * time.Minute  // that an MQTT 5 client is told to use instead of a longer one or none
-	connectTimeout    = 10 * time.Second // from accept to CONNECT
 	packetTimeout     = 30 * time.Second // for a packet to arrive whole, and for a place before that
 	writeTimeout      = 10 * time.Second // of one write; then the connection is closed
 	maxInflightBytes  = 1 << 20          // payload and samples of one connection, not yet acknowledged
@@ -75,8 +78,11 @@ const (
 
 func (o *MQTTOptions) validate() error {
 	var errs []error
-	if o.Address == "" {
+	if o.Address == "" && o.TLSAddress == "" {
 		errs = append(errs, errors.New("address is empty: use host:port"))
+	}
+	if o.TLSAddress != "" && o.TLS == nil {
+		errs = append(errs, errors.New("there is no certificate for TLS"))
 	}
 	if o.PayloadBytes < 1 || o.PayloadBytes > 16<<20 {
 		errs = append(errs, fmt.Errorf("payload bytes are %d: use 1 to 16777216", o.PayloadBytes))
@@ -113,7 +119,8 @@ type MQTT struct {
 	logger   *slog.Logger
 	trouble  *limitedLog
 	server   *mqtt.Server
-	listener net.Listener
+	listener net.Listener // nil: none
+	secure   net.Listener // with TLS; nil: none
 	sessions *sessions
 	batches  pool[answer]
 
@@ -131,34 +138,57 @@ type MQTT struct {
 	wg     sync.WaitGroup // one for each in conns; Add only while not closed
 }
 
-// ListenMQTT binds opts.Address. Connections are accepted once Run is called.
+// ListenMQTT binds the addresses. Connections are accepted once Run is called.
 func ListenMQTT(opts MQTTOptions, intake *Intake, logger *slog.Logger) (*MQTT, error) {
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("mqtt options: %w", err)
 	}
-	config := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3, // a dead peer is found in a minute
-	}}
-	listener, err := config.Listen(context.Background(), "tcp", opts.Address)
-	if err != nil {
-		return nil, fmt.Errorf("listen for mqtt: %w", err)
-	}
 	m := &MQTT{
 		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
-		listener: listener, sessions: newSessions(opts.MaxConnections),
-		conns: make(map[*mqttConn]struct{}), connectTimeout: connectTimeout, packetTimeout: packetTimeout,
+		sessions: newSessions(opts.MaxConnections),
+		conns:    make(map[*mqttConn]struct{}), connectTimeout: intake.access.opts.Limits.Login, packetTimeout: packetTimeout,
 		large: make(chan struct{}, largePacketsBytes/(2*(opts.PayloadBytes+packetOverhead))),
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
+	if err := m.listen(); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for mqtt: %w", err), m.closeListeners())
+	}
 	m.server = mqtt.New(serverOptions(opts, logger))
-	err = errors.Join(
-		m.server.AddHook(&hook{m: m}, nil),
-		m.server.AddListener(&acceptor{m: m}),
-	)
+	err := m.server.AddHook(&hook{m: m}, nil)
+	if m.listener != nil {
+		err = errors.Join(err, m.server.AddListener(&acceptor{m: m, id: "mqtt"}))
+	}
+	if m.secure != nil {
+		err = errors.Join(err, m.server.AddListener(&acceptor{m: m, id: "mqtts", secure: true}))
+	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("set up mqtt: %w", err), listener.Close())
+		return nil, errors.Join(fmt.Errorf("set up mqtt: %w", err), m.closeListeners())
 	}
 	return m, nil
+}
+
+func (m *MQTT) listen() (err error) {
+	config := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3, // a dead peer is found in a minute
+	}}
+	bind := func(address string) (net.Listener, error) {
+		l, err := config.Listen(context.Background(), "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		return m.intake.access.Guard(l), nil
+	}
+	if m.opts.Address != "" {
+		if m.listener, err = bind(m.opts.Address); err != nil {
+			return err
+		}
+	}
+	if m.opts.TLSAddress != "" {
+		if m.secure, err = bind(m.opts.TLSAddress); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // serverOptions returns mochi's options: nothing in it may grow without bound.
@@ -189,8 +219,20 @@ func serverOptions(opts MQTTOptions, logger *slog.Logger) *mqtt.Options {
 	}
 }
 
-// Addr returns the address that is listened on.
-func (m *MQTT) Addr() net.Addr { return m.listener.Addr() }
+// Addr returns the address that is listened on without TLS, and nil where
+// there is none.
+func (m *MQTT) Addr() net.Addr { return addrOf(m.listener) }
+
+// TLSAddr returns the address that is listened on with TLS, and nil where there
+// is none.
+func (m *MQTT) TLSAddr() net.Addr { return addrOf(m.secure) }
+
+func addrOf(l net.Listener) net.Addr {
+	if l == nil {
+		return nil
+	}
+	return l.Addr()
+}
 
 // Run serves until ctx is done, then closes all connections and returns when
 // every message that was handed to the store has been answered by it: the
@@ -211,7 +253,7 @@ func (m *MQTT) Run(ctx context.Context) error {
 			m.server.Topics.RetainMessage(packets.Packet{TopicName: topic})
 		}
 	}
-	m.logger.Info("mqtt listens", "address", m.Addr().String())
+	m.logger.Info("mqtt listens", "address", m.Addr(), "tls_address", m.TLSAddr())
 	select {
 	case <-ctx.Done():
 	case <-m.ctx.Done(): // Close
@@ -236,15 +278,21 @@ func (m *MQTT) Close() error {
 	if ran {
 		err = m.server.Close() // closes the acceptor, and with it all connections
 	} else {
-		err = m.closeListener()
+		err = m.closeListeners()
 	}
 	m.wg.Wait()
 	return err
 }
 
-func (m *MQTT) closeListener() error {
-	if err := m.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("close mqtt listener: %w", err)
+func (m *MQTT) closeListeners() error {
+	var errs []error
+	for _, l := range []net.Listener{m.listener, m.secure} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, fmt.Errorf("close mqtt listener: %w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

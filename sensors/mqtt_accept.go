@@ -1,6 +1,7 @@
 package sensors
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -12,20 +13,34 @@ import (
 
 // acceptor gives mochi its connections. mochi's own listeners neither bound
 // the time to CONNECT nor wait for the goroutines they start.
-type acceptor struct{ m *MQTT }
+type acceptor struct {
+	m      *MQTT
+	id     string
+	secure bool
+}
 
 func (a *acceptor) Init(*slog.Logger) error { return nil }
-func (a *acceptor) ID() string              { return "mqtt" }
-func (a *acceptor) Address() string         { return a.m.listener.Addr().String() }
+func (a *acceptor) ID() string              { return a.id }
+func (a *acceptor) Address() string         { return a.listener().Addr().String() }
 func (a *acceptor) Protocol() string        { return "tcp" }
+
+func (a *acceptor) listener() net.Listener {
+	if a.secure {
+		return a.m.secure
+	}
+	return a.m.listener
+}
 
 // Serve accepts until the listener is closed.
 func (a *acceptor) Serve(establish listeners.EstablishFn) {
 	m := a.m
 	for {
-		conn, err := m.listener.Accept()
+		conn, err := a.listener().Accept()
 		switch {
 		case err == nil:
+			if a.secure {
+				conn = tls.Server(conn, m.opts.TLS) // the handshake comes with the first read, and within the time for CONNECT
+			}
 			m.serve(conn, establish)
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -70,9 +85,9 @@ func (m *MQTT) serve(conn net.Conn, establish listeners.EstablishFn) {
 	}()
 }
 
-// Close is called once by mochi's server as it ends.
+// Close is called by mochi's server as it ends, once for each acceptor.
 func (a *acceptor) Close(listeners.CloseFn) {
-	_ = a.m.closeListener() // an error would be that of a listener that is gone already
+	_ = a.m.closeListeners() // an error would be that of a listener that is gone already
 	a.m.mu.Lock()
 	for c := range a.m.conns {
 		c.shutDown()

@@ -90,7 +90,7 @@ func (c *mqttConn) appendAcks(acks []byte, b *batch[answer]) []byte {
 			a.reason = packets.ErrQuotaExceeded.Code
 		}
 		now, repeated := c, false
-		if a.kind == pubrec && a.reason != packets.ErrTopicNameInvalid.Code {
+		if a.kind == pubrec && !turnedAway(a.reason) {
 			now, repeated = c.session.stored(a.id, b.err == nil)
 		}
 		switch {
@@ -106,6 +106,11 @@ func (c *mqttConn) appendAcks(acks []byte, b *batch[answer]) []byte {
 		}
 	}
 	return acks
+}
+
+// turnedAway says whether the message was refused before it was the session's.
+func turnedAway(reason byte) bool {
+	return reason == packets.ErrTopicNameInvalid.Code || reason == packets.ErrNotAuthorized.Code
 }
 
 // answerHere answers a QoS 2 message that came by an older connection of the

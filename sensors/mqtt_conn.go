@@ -27,8 +27,9 @@ import (
 // waiting, since nothing more of it is here.
 type mqttConn struct {
 	net.Conn
-	m    *MQTT
-	done chan struct{} // closed when mochi is through with the connection
+	m       *MQTT
+	guarded *guardedConn  // the one in net.Conn, or nil
+	done    chan struct{} // closed when mochi is through with the connection
 
 	// Set as the session begins, before the first message.
 	client  *mqtt.Client
@@ -54,6 +55,7 @@ type mqttConn struct {
 	seen   seenCache // of the goroutine that answers
 	failed bool      // of the same: a commit failed, nothing after it is acknowledged
 	closed atomic.Pointer[closing]
+	guest  atomic.Pointer[guest] // who it is; nil before CONNECT. Its names are for the goroutine that reads
 
 	mu       sync.Mutex // covers shutting, and the read deadline with it
 	shutting bool
@@ -73,7 +75,7 @@ type route struct{ topic, sensor, metric string }
 const maxRoutes = 32
 
 func newMQTTConn(m *MQTT, conn net.Conn) *mqttConn {
-	c := &mqttConn{Conn: conn, m: m, done: make(chan struct{}), deadline: time.Now().Add(m.connectTimeout)}
+	c := &mqttConn{Conn: conn, m: m, guarded: guarded(conn), done: make(chan struct{}), deadline: time.Now().Add(m.connectTimeout)}
 	c.flow.init(m.intake.store, m.opts.Window, maxInflightBytes, func() { go c.answer() })
 	return c
 }
@@ -170,6 +172,7 @@ func (c *mqttConn) publish(pk *packets.Packet) error {
 		return c.violate(CauseTooLarge, packets.ErrPacketTooLarge,
 			fmt.Errorf("payload of topic %.80q has %d bytes: at most %d are allowed", pk.TopicName, n, c.m.opts.PayloadBytes))
 	}
+	c.keepPace()
 	c.makeRoom(len(pk.Payload))
 	now, clock := c.m.intake.stamp()
 	if c.pending != nil && c.pending.clock != clock {
@@ -179,14 +182,13 @@ func (c *mqttConn) publish(pk *packets.Packet) error {
 	b.clock = clock
 	r, err := c.route(pk.TopicName)
 	if err != nil {
-		c.m.intake.reject(CauseTopic)
-		if c.version != 5 || pk.FixedHeader.Qos == 0 {
-			return c.violate(CauseTopic, packets.ErrTopicNameInvalid, err)
-		}
-		c.m.trouble.warn("mqtt message refused", c.attrs(slog.Any("error", err))...)
-		b.answers = append(b.answers, answer{kind: ackOf(pk.FixedHeader.Qos), id: pk.PacketID, reason: packets.ErrTopicNameInvalid.Code})
-		b.count(len(pk.Payload), 0)
-		return nil
+		b.count(len(pk.Payload), now)
+		return c.turnAway(b, pk, CauseTopic, packets.ErrTopicNameInvalid, err)
+	}
+	g := c.guest.Load()
+	if !g.mayPublish(r.sensor) {
+		b.count(len(pk.Payload), now)
+		return c.turnAway(b, pk, CauseAccess, packets.ErrNotAuthorized, g.notAllowed(r.sensor))
 	}
 	a := answer{kind: ackOf(pk.FixedHeader.Qos), id: pk.PacketID}
 	if a.kind == pubrec {
@@ -199,17 +201,49 @@ func (c *mqttConn) publish(pk *packets.Packet) error {
 			return nil
 		}
 	}
+	first := len(b.samples)
+	c.read(b, r, arrived{pk, now})
+	if name, found := g.foreign(b.samples[first:], r.sensor); found {
+		clear(b.samples[first:])
+		b.samples = b.samples[:first]
+		if a.kind == pubrec {
+			c.session.withdraw(a.id)
+		}
+		return c.turnAway(b, pk, CauseAccess, packets.ErrNotAuthorized, g.notAllowed(name))
+	}
 	a.live = c.live(pk)
 	if a.kind != noAck || a.live != nil {
 		b.answers = append(b.answers, a)
 	}
-	first := len(b.samples)
-	c.read(b, r, arrived{pk, now})
 	if dup := pk.FixedHeader.Dup; c.named && a.kind != noAck && c.session.names(a.id, dup) && b.needsKey(first) {
 		key := publishKey(c.name, a.id, r.topic, pk.Payload)
 		key.Again = dup && c.resumed
 		b.addKey(key, first)
 	}
+	return nil
+}
+
+// keepPace counts a message, and waits where there are too many in a second.
+func (c *mqttConn) keepPace() {
+	if c.guarded == nil {
+		return
+	}
+	if wait := c.guarded.messages.take(1); wait > 0 {
+		c.flush()
+		c.guarded.wait(wait)
+		c.postpone(wait)
+	}
+}
+
+// turnAway answers a message that is not taken. Whoever can't be told that is
+// disconnected.
+func (c *mqttConn) turnAway(b *batch[answer], pk *packets.Packet, cause Cause, code packets.Code, err error) error {
+	if c.version != 5 || pk.FixedHeader.Qos == 0 {
+		return c.violate(cause, code, err)
+	}
+	c.m.intake.reject(cause)
+	c.m.trouble.warn("mqtt message refused", c.attrs(slog.Any("error", err))...)
+	b.answers = append(b.answers, answer{kind: ackOf(pk.FixedHeader.Qos), id: pk.PacketID, reason: code.Code})
 	return nil
 }
 
@@ -378,6 +412,9 @@ func (c *mqttConn) ended(err error) {
 		if expire {
 			c.m.forget(c.client)
 		}
+	}
+	if g := c.guest.Load(); g != nil {
+		c.m.intake.access.gone(g)
 	}
 	close(c.done)
 	c.flow.drain()

@@ -66,9 +66,10 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 
 // OnConnect checks what mochi does not. An error closes the connection.
 func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
+	cause := CauseProtocol
 	refuse := func(code packets.Code, err error) error {
-		cl.Net.Conn.(*mqttConn).closed.Store(&closing{CauseProtocol, err})
-		if cl.Properties.ProtocolVersion < 5 && code != packets.ErrClientIdentifierNotValid {
+		cl.Net.Conn.(*mqttConn).closed.CompareAndSwap(nil, &closing{cause, err})
+		if cl.Properties.ProtocolVersion < 5 && cause != CauseAccess && code != packets.ErrClientIdentifierNotValid {
 			code = packets.ErrBadUsernameOrPassword // 3.1.1 has no code for it but "not authorized"
 		}
 		_ = h.m.server.SendConnack(cl, code, false, nil)
@@ -89,6 +90,10 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 		}
 	}
 	cl.Properties.Will.WillDelayInterval = 0
+	cause = CauseAccess
+	if code, err := h.login(cl, pk); err != nil {
+		return refuse(code, err)
+	}
 	own(cl)
 	if k := cl.State.Keepalive; cl.Properties.ProtocolVersion == 5 && (k == 0 || k > uint16(maxKeepalive/time.Second)) {
 		cl.State.Keepalive, cl.State.ServerKeepalive = uint16(maxKeepalive/time.Second), true
@@ -119,9 +124,8 @@ func own(cl *mqtt.Client) {
 	}
 }
 
-// OnConnectAuthenticate is the one place where credentials will be checked.
-// Until there are any, everybody on the network that the gateway listens on
-// may come in; the settings refuse a network beyond loopback without consent.
+// OnConnectAuthenticate has nothing left to ask: OnConnect let nobody through
+// whom Access did not let in.
 func (h *hook) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
 
 // OnSessionEstablish ends the older connection of the same client id (MQTT 5,
@@ -256,9 +260,24 @@ func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 }
 
 // OnACLCheck is asked for filters and for each delivery. $SYS and shared
-// subscriptions are not offered.
-func (h *hook) OnACLCheck(_ *mqtt.Client, topic string, write bool) bool {
-	return write || !strings.HasPrefix(topic, "$")
+// subscriptions are not offered. What is published is checked by publish; here
+// it is the gateway itself that publishes what is durable.
+func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
+	if write {
+		return true
+	}
+	if strings.HasPrefix(topic, "$") {
+		return false
+	}
+	c, ok := cl.Net.Conn.(*mqttConn)
+	if !ok {
+		return false
+	}
+	g := c.guest.Load()
+	if strings.ContainsAny(topic, "+#") {
+		return g != nil && g.maySubscribe(topic)
+	}
+	return g != nil && g.mayReceive(topic)
 }
 
 // OnPublishDropped counts what a subscriber was too slow for.

@@ -179,6 +179,14 @@ func (s *session) begin(id uint16) standing {
 	return unknownID
 }
 
+// withdraw forgets a message that begin let in, and that is refused.
+func (s *session) withdraw(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending.remove(id)
+	delete(s.repeated, id)
+}
+
 // stored notes that the message is durable, or with false that it is not known
 // to be. It returns the connection that the client has by now, and whether the
 // client has sent the message again.

@@ -29,10 +29,18 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 		in.reject(CauseProtocol)
 		return newProblem(http.StatusForbidden, "origin", "Pages from elsewhere may not write samples", err.Error())
 	}
+	g, p := h.enter(r)
+	if p != nil {
+		return p
+	}
+	pacePost(r.Context())
 	now, clock := in.stamp()
 	src, p := source(r, now)
 	if p != nil {
 		in.reject(CauseProtocol)
+		return p
+	}
+	if p := h.ownSource(r, g, &src); p != nil {
 		return p
 	}
 	f, p := format(r)
@@ -62,9 +70,12 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 		in.reject(CausePayload)
 		return newProblem(http.StatusBadRequest, "payload", "Body can't be read", err.Error())
 	}
+	if name, found := g.foreign(load.samples, src.Sensor); found {
+		return h.forbidden(r, g.notAllowed(name))
+	}
 	if name != "" {
 		load.keys = []touchline.Key{{
-			ID:    touchline.DigestOf("http", credential(r), name),
+			ID:    touchline.DigestOf("http", g.sender(), name),
 			Body:  touchline.DigestOf([]byte(f.String()), []byte(src.Sensor), []byte(src.Metric), body),
 			Count: len(load.samples), Again: true, Long: true,
 		}}

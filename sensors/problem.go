@@ -18,6 +18,7 @@ type problem struct {
 
 	retryAfter time.Duration
 	allow      string
+	challenge  bool // ask for a key
 }
 
 // The types are names, not addresses: nothing is served under them.
@@ -44,6 +45,10 @@ func (p *problem) write(w http.ResponseWriter, r *http.Request) {
 	}
 	if p.allow != "" {
 		h.Set("Allow", p.allow)
+	}
+	if p.challenge {
+		h.Add("WWW-Authenticate", `Basic realm="touchline", charset="UTF-8"`)
+		h.Add("WWW-Authenticate", `Bearer realm="touchline"`)
 	}
 	w.WriteHeader(p.Status)
 	_, _ = w.Write(body) // a client that is gone learns nothing

@@ -70,6 +70,7 @@ const (
 	CauseMediaType              // a content type that is not read
 	CauseKeyReused              // an Idempotency-Key that belongs to another body
 	CauseRetained               // an old message that the site's broker repeats on subscribing
+	CauseAccess                 // no key, a wrong one, or one that does not allow this
 	causes
 )
 
@@ -92,6 +93,8 @@ func (c Cause) String() string {
 		return "key_reused"
 	case CauseRetained:
 		return "retained"
+	case CauseAccess:
+		return "access"
 	}
 	return fmt.Sprintf("cause %d", uint8(c))
 }
@@ -101,15 +104,17 @@ type IntakeOptions struct {
 	Store      Store
 	Now        func() (time.Time, *touchline.Clock) // the time of arrival, and the clock that says so; nil where nothing is known of it
 	MaxSensors int                                  // sensors remembered; then the longest silent one is forgotten
+	Access     *Access                              // who may send what, but for the site's own brokers
 }
 
 // Intake is what all transports share: the store, the counters and the
 // sensors seen. It is safe for concurrent use, holds no resources and starts
 // nothing.
 type Intake struct {
-	store Store
-	now   func() (time.Time, *touchline.Clock)
-	seen  *registry
+	store  Store
+	now    func() (time.Time, *touchline.Clock)
+	seen   *registry
+	access *Access
 
 	counters [transports]counters
 	rejected [causes]atomic.Uint64
@@ -134,10 +139,12 @@ func NewIntake(opts IntakeOptions) (*Intake, error) {
 		return nil, errors.New("intake: no store is given")
 	case opts.Now == nil:
 		return nil, errors.New("intake: no clock is given")
+	case opts.Access == nil:
+		return nil, errors.New("intake: no access is given")
 	case opts.MaxSensors < 1:
 		return nil, fmt.Errorf("intake: max sensors is %d: at least 1 is needed", opts.MaxSensors)
 	}
-	return &Intake{store: opts.Store, now: opts.Now, seen: newRegistry(opts.MaxSensors)}, nil
+	return &Intake{store: opts.Store, now: opts.Now, seen: newRegistry(opts.MaxSensors), access: opts.Access}, nil
 }
 
 // Stats is a copy of an intake's counters, all since its start.
@@ -186,6 +193,7 @@ func (in *Intake) Stats() Stats {
 	for c := range causes {
 		s.Rejected[c] = in.rejected[c].Load()
 	}
+	s.Rejected[CauseLimit] += in.access.turnedAway.Load()
 	return s
 }
 

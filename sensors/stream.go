@@ -13,6 +13,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"touchline"
 	"touchline/payload"
 )
 
@@ -44,10 +45,12 @@ type stream struct {
 	h    *HTTP
 	conn *websocket.Conn
 	src  payload.Source // but its time
+	who  *guest
 	flow flow[reply]
 	wake chan struct{}
 
 	readDone chan struct{}
+	revoked  bool // covered by h.mu
 	failed   bool // of the goroutine that writes: nothing is acknowledged any more
 
 	mu      sync.Mutex // covers closing, and the read deadline with it
@@ -62,9 +65,16 @@ type closeReason struct {
 // upgrade opens a stream. It returns a problem where there is no WebSocket
 // yet; then nothing was written.
 func (h *HTTP) upgrade(w http.ResponseWriter, r *http.Request) *problem {
+	g, p := h.enter(r)
+	if p != nil {
+		return p
+	}
 	src, p := source(r, 0)
 	if p != nil {
 		h.intake.reject(CauseProtocol)
+		return p
+	}
+	if p := h.ownSource(r, g, &src); p != nil {
 		return p
 	}
 	if !websocket.IsWebSocketUpgrade(r) {
@@ -72,7 +82,7 @@ func (h *HTTP) upgrade(w http.ResponseWriter, r *http.Request) *problem {
 		w.Header().Set("Connection", "Upgrade")
 		return newProblem(http.StatusUpgradeRequired, "upgrade", "This is a WebSocket", "connect with a WebSocket client, or POST to "+SamplesPath)
 	}
-	s := &stream{h: h, src: src, wake: make(chan struct{}, 1), readDone: make(chan struct{})}
+	s := &stream{h: h, src: src, who: g, wake: make(chan struct{}, 1), readDone: make(chan struct{})}
 	s.flow.init(h.intake.store, h.opts.Window, max(maxInflightBytes, h.opts.MessageBytes), s.signal)
 	h.mu.Lock()
 	if h.closed || len(h.streams) >= h.opts.MaxStreams {
@@ -88,6 +98,10 @@ func (h *HTTP) upgrade(w http.ResponseWriter, r *http.Request) *problem {
 	h.streams[s] = struct{}{}
 	h.wg.Add(1)
 	h.mu.Unlock()
+	if no := h.intake.access.stay(g, s.revoke); no != nil {
+		h.remove(s)
+		return h.refuse(r, no)
+	}
 	conn, err := h.upgrader.Upgrade(w, r, nil)
 	if err != nil { // answered by upgrader.Error
 		h.remove(s)
@@ -95,8 +109,11 @@ func (h *HTTP) upgrade(w http.ResponseWriter, r *http.Request) *problem {
 	}
 	h.mu.Lock()
 	s.conn = conn
-	closed := h.closed
+	closed, revoked := h.closed, s.revoked
 	h.mu.Unlock()
+	if revoked {
+		s.end(websocket.ClosePolicyViolation, errRevoked.Error())
+	}
 	if closed {
 		s.end(websocket.CloseGoingAway, "the gateway is ending")
 	}
@@ -107,6 +124,7 @@ func (h *HTTP) upgrade(w http.ResponseWriter, r *http.Request) *problem {
 }
 
 func (h *HTTP) remove(s *stream) {
+	h.intake.access.gone(s.who)
 	h.mu.Lock()
 	delete(h.streams, s)
 	h.mu.Unlock()
@@ -130,6 +148,17 @@ func (s *stream) run() {
 func (s *stream) shutDown() {
 	if s.conn != nil { // or else upgrade will see that it is over
 		s.end(websocket.CloseGoingAway, "the gateway is ending")
+	}
+}
+
+// revoke ends the stream of a sensor that may not stay. It is called by
+// Access.
+func (s *stream) revoke(err error) {
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	s.revoked = true
+	if s.conn != nil { // or else upgrade will see it
+		s.end(websocket.ClosePolicyViolation, err.Error())
 	}
 }
 
@@ -221,6 +250,11 @@ func (s *stream) take(number uint64, data []byte) bool {
 	if err := b.decode(decoder, payload.Auto, src, data); err != nil {
 		in.reject(CausePayload)
 		answer.detail = err.Error()
+	} else if name, found := s.foreign(b.samples); found { // of this message: a batch has one
+		in.reject(CauseAccess)
+		clear(b.samples)
+		b.samples = b.samples[:0]
+		answer.detail = s.who.notAllowed(name).Error()
 	}
 	decoders.Put(decoder)
 	b.answers = append(b.answers, answer)
@@ -230,6 +264,15 @@ func (s *stream) take(number uint64, data []byte) bool {
 		return false
 	}
 	return true
+}
+
+// foreign asks again whether the stream's own sensor is the guest's still.
+func (s *stream) foreign(samples []touchline.Sample) (name string, found bool) {
+	own := ""
+	if s.who.mayPublish(s.src.Sensor) {
+		own = s.src.Sensor
+	}
+	return s.who.foreign(samples, own)
 }
 
 // writeAll is the one goroutine that writes.
