@@ -153,6 +153,8 @@ func (c *mqttConn) appendAck(dst []byte, kind byte, id uint16, reason byte) []by
 	switch reason {
 	case packets.ErrTopicNameInvalid.Code:
 		text = topicRule
+	case packets.ErrNotAuthorized.Code:
+		text = "a sensor publishes under its own id only, in topics and in payloads"
 	case packets.ErrQuotaExceeded.Code:
 		text = "the gateway's buffer is full: send again later"
 	}

@@ -52,7 +52,9 @@ func refusalCode(cl *mqtt.Client, no *refusal) packets.Code {
 	case no.held:
 		code = packets.ErrNotAuthorized
 	}
-	code.Reason = no.text
+	if cl.Properties.ProtocolVersion == 5 { // for 3.1.1 mochi looks codes up, words included
+		code.Reason = no.text
+	}
 	return code
 }
 

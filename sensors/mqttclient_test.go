@@ -109,8 +109,15 @@ func dialRaw(t testing.TB, addr net.Addr, version byte) *rawClient {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	c := dialRawOn(conn)
+	c.version = version
+	return c
+}
+
+// dialRawOn speaks MQTT 5 on a connection.
+func dialRawOn(conn net.Conn) *rawClient {
 	_ = conn.SetDeadline(time.Now().Add(2 * patience))
-	return &rawClient{Conn: conn, r: bufio.NewReaderSize(conn, 16<<10), version: version}
+	return &rawClient{Conn: conn, r: bufio.NewReaderSize(conn, 16<<10), version: 5}
 }
 
 // dialMQTT connects and reads CONNACK. An id that begins with ! keeps its

@@ -97,6 +97,9 @@ func printStatus(out io.Writer, s daemon.Status) {
 	}
 	line("gateway", "%s, version %s, up %s", s.Gateway, s.Version, ago(s.Time.Sub(s.Started)))
 	line("listening", "mqtt %s, http %s", s.Listen.MQTT, s.Listen.HTTP)
+	if s.Listen.MQTTTLS != "off" || s.Listen.HTTPTLS != "off" {
+		line("with TLS", "mqtt %s, http %s", s.Listen.MQTTTLS, s.Listen.HTTPTLS)
+	}
 	line("sensors", "%d seen, %.0f samples/s, %d samples taken", len(s.Sensors.Seen), s.Sensors.SamplesPerSecond, s.Sensors.Samples)
 	line("", "%d rejected, %d refused, %d kept as _raw", s.Sensors.Rejected, s.Sensors.Refused, s.Sensors.Raw)
 	if c := s.Clock; c.State != "synchronised" || c.OffsetSeconds > 1 || c.OffsetSeconds < -1 {
