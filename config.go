@@ -140,6 +140,11 @@ func LoadConfig(file string, environ []string, flags map[string]string) (Config,
 		return Config{}, unused, err
 	}
 	if c.Gateway.ID == "" {
+		if c.Gateway.ID, err = enrolledID(c.Gateway.Data); err != nil {
+			return Config{}, unused, fmt.Errorf("gateway.id is empty, and the id that the cloud gave can't be read: %w", err)
+		}
+	}
+	if c.Gateway.ID == "" {
 		if c.Gateway.ID, err = os.Hostname(); err != nil {
 			return Config{}, unused, fmt.Errorf("gateway.id is empty and the host name can't be read: %w", err)
 		}

@@ -240,9 +240,9 @@ func (d *Daemon) openBrokers(logger *slog.Logger) error {
 
 func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
 	c := &d.config.Uplink
-	token := func() (string, error) { return firstLine(c.TokenFile) }
+	token := func() (string, error) { return uplinkToken(d.config) }
 	if _, err := token(); err != nil { // now, where a person can see it
-		return fmt.Errorf("uplink.token_file %s: %w", c.TokenFile, err)
+		return err
 	}
 	opts := uplink.Defaults()
 	opts.URLs = c.URLs
@@ -278,7 +278,7 @@ const relayFolder = "relay"
 func relayOptions(c touchline.Config) relay.Options {
 	return relay.Options{
 		Dir: filepath.Join(c.Gateway.Data, relayFolder), FreeReserve: int64(c.Buffer.FreeReserve), URLs: c.Uplink.URLs,
-		Gateway: c.Gateway.ID, Token: func() (string, error) { return firstLine(c.Uplink.TokenFile) },
+		Gateway: c.Gateway.ID, Token: func() (string, error) { return uplinkToken(c) },
 		Software: "touchline/" + touchline.Version, BackoffBase: time.Duration(c.Uplink.ReconnectMin), BackoffCap: time.Duration(c.Uplink.ReconnectMax),
 	}
 }

@@ -1,0 +1,207 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"touchline"
+	"touchline/credential"
+	"touchline/identity"
+	"touchline/wire"
+)
+
+// EnrolOptions are what a gateway is registered with.
+type EnrolOptions struct {
+	Code     string // as a person typed it
+	Cloud    string // address as in uplink.urls
+	Gateway  string // the id it asks for; "" where the cloud names it
+	CAFile   string // own roots (PEM); "": the system's
+	Insecure bool   // the code may go over a network without TLS
+}
+
+const (
+	enrolTimeout  = 30 * time.Second // of one request
+	maxEnrolBytes = 64 << 10         // of an answer
+)
+
+// Enrol registers this gateway's key, which is made where there is none, with
+// a claim code. It may be repeated: the cloud gives the same answer to the same
+// key. What the cloud calls the gateway is kept in the data folder.
+func (f *Folder) Enrol(ctx context.Context, o EnrolOptions) (wire.Enrolled, error) {
+	fail := func(err error) (wire.Enrolled, error) { return wire.Enrolled{}, fmt.Errorf("enroll: %w", err) }
+	claim, err := credential.ParseClaim(o.Code) // typos are found here
+	if err != nil {
+		return fail(err)
+	}
+	base, err := enrolBase(o)
+	if err != nil {
+		return fail(err)
+	}
+	client, err := enrolClient(o)
+	if err != nil {
+		return fail(err)
+	}
+	defer client.CloseIdleConnections()
+	dir := f.config.Gateway.Data
+	if err := os.MkdirAll(dir, 0o700); err != nil { // a technician enrols before the first start
+		return fail(fmt.Errorf("gateway.data: %w", err))
+	}
+	key, err := identity.LoadOrMake(dir)
+	if err != nil {
+		return fail(err)
+	}
+	var nonce wire.Nonce
+	if err := enrolAsk(ctx, client, http.MethodGet, base+wire.NoncePath, nil, &nonce); err != nil {
+		return fail(err)
+	}
+	proof, err := credential.NewEnrolment(claim, key, o.Gateway, nonce.Nonce)
+	if err != nil {
+		return fail(err)
+	}
+	var done wire.Enrolled
+	err = enrolAsk(ctx, client, http.MethodPost, base+wire.EnrolPath, wire.Enrol{
+		Code: claim.Reveal(), Gateway: o.Gateway, PublicKey: identity.Public(key).String(),
+		Nonce: nonce.Nonce, Proof: proof.Signature, Software: "touchline/" + touchline.Version,
+	}, &done)
+	if err != nil {
+		return fail(err)
+	}
+	if err := touchline.CheckGateway(done.Gateway); err != nil {
+		return fail(fmt.Errorf("the cloud's answer: %w", err))
+	}
+	if err := touchline.KeepGatewayID(dir, done.Gateway); err != nil {
+		return fail(fmt.Errorf("the cloud calls this gateway %s, and that can't be kept: set gateway.id in the settings: %w", done.Gateway, err))
+	}
+	return done, nil
+}
+
+// enrolBase returns where the cloud answers, without a path.
+func enrolBase(o EnrolOptions) (string, error) {
+	u, err := url.Parse(o.Cloud)
+	scheme := map[string]string{"ws": "http", "http": "http", "wss": "https", "https": "https"}
+	if err != nil || u.Host == "" || scheme[u.Scheme] == "" || u.User != nil {
+		return "", fmt.Errorf("%q is no address of a cloud: write such as \"wss://cloud.example.org\"", o.Cloud)
+	}
+	ip := net.ParseIP(u.Hostname())
+	if scheme[u.Scheme] == "http" && !o.Insecure && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return "", fmt.Errorf("%s has no TLS, and whoever reads along gets the code: use wss://, or --insecure where the network is your own", o.Cloud)
+	}
+	return scheme[u.Scheme] + "://" + u.Host, nil
+}
+
+func enrolClient(o EnrolOptions) (*http.Client, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.CAFile != "" {
+		text, err := os.ReadFile(o.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("%s holds no certificate (PEM)", o.CAFile)
+		}
+	}
+	return &http.Client{
+		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config, TLSHandshakeTimeout: enrolTimeout, ForceAttemptHTTP2: true},
+		Timeout:   enrolTimeout,
+		// A redirect would take the code to wherever it points.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+// enrolAsk sends and reads JSON. Errors have the cloud's words.
+func enrolAsk(ctx context.Context, client *http.Client, method, to string, send, answer any) error {
+	var body io.Reader
+	if send != nil {
+		text, err := json.Marshal(send)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, to, body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "touchline/"+touchline.Version)
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the cloud: %w (`touchline preflight` looks for the reason)", err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxEnrolBytes))
+	if err != nil {
+		return fmt.Errorf("read the cloud's answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return enrolRefused(to, resp, text)
+	}
+	if err := json.Unmarshal(text, answer); err != nil {
+		return fmt.Errorf("what answers at %s is no touchline cloud: %w", to, err)
+	}
+	return nil
+}
+
+func enrolRefused(to string, resp *http.Response, text []byte) error {
+	var problem struct{ Title, Detail string }
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") && json.Unmarshal(text, &problem) == nil {
+		if problem.Detail == "" {
+			problem.Detail = problem.Title
+		}
+		return fmt.Errorf("the cloud says: %.500q (%s)", problem.Detail, resp.Status)
+	}
+	hint := "is this the address of a touchline cloud?"
+	if place := resp.Header.Get("Location"); place != "" {
+		hint = fmt.Sprintf("it points to %.200q", place)
+	}
+	return fmt.Errorf("%s answers %s: %s", to, resp.Status, hint)
+}
+
+// mint signs a credential for one handshake with the key in the data folder,
+// which is read each time, so that a new one counts. nonce is the cloud's, or
+// empty.
+func mint(c touchline.Config, nonce string) (string, error) {
+	key, err := identity.Load(c.Gateway.Data)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("%s does not exist: `touchline enroll CODE` registers this gateway, or name a token in uplink.token_file", filepath.Join(c.Gateway.Data, identity.FileName))
+	}
+	if err != nil {
+		return "", err
+	}
+	token, err := credential.NewToken(credential.TokenRequest{Gateway: c.Gateway.ID, Key: key, Audience: wire.Audience, Nonce: nonce})
+	if err != nil {
+		return "", err
+	}
+	return token.Reveal(), nil
+}
+
+// uplinkToken returns what the handshakes carry: the token in uplink.token_file,
+// or else a signature with the gateway's key.
+func uplinkToken(c touchline.Config) (string, error) {
+	if c.Uplink.TokenFile == "" {
+		token, err := mint(c, "")
+		if err != nil {
+			return "", fmt.Errorf("uplink.token_file is empty, and the gateway's key can't sign: %w", err)
+		}
+		return token, nil
+	}
+	token, err := firstLine(c.Uplink.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("uplink.token_file %s: %w", c.Uplink.TokenFile, err)
+	}
+	return token, nil
+}
