@@ -80,6 +80,20 @@ func (f *Folder) Key() (identity.PublicKey, error) {
 	return identity.Public(key), nil
 }
 
+// Status asks the running gateway how it does.
+func (f *Folder) Status(ctx context.Context) (status Status, err error) {
+	if !f.Running() {
+		return status, fmt.Errorf("no gateway runs on %s", f.config.Gateway.Data)
+	}
+	err = f.ask(ctx, http.MethodGet, adminStatus, request{}, func(r io.Reader) error {
+		return json.NewDecoder(r).Decode(&status)
+	})
+	return status, err
+}
+
+// Credential returns what a handshake with the cloud carries.
+func (f *Folder) Credential() (string, error) { return uplinkToken(f.config) }
+
 // Check says what the buffer holds and what is wrong with it.
 func (f *Folder) Check(ctx context.Context) (report Report, err error) {
 	if f.Running() {

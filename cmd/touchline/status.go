@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"touchline"
 	"touchline/config"
 	"touchline/daemon"
 )
@@ -29,7 +30,7 @@ func statusCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			body, err := fetchStatus(cmd.Context(), c.Sensors.HTTP.Listen)
+			body, err := s.fetchStatus(cmd.Context(), c)
 			if err != nil {
 				return err
 			}
@@ -49,14 +50,29 @@ func statusCommand(s *settings) *cobra.Command {
 	return cmd
 }
 
+// fetchStatus asks over HTTP, and where that is off over the socket in the data
+// folder.
+func (s *settings) fetchStatus(ctx context.Context, c touchline.Config) (body []byte, err error) {
+	if c.Sensors.HTTP.Listen != "" {
+		return fetchStatus(ctx, c.Sensors.HTTP.Listen)
+	}
+	err = s.onFolder(func(f *daemon.Folder, _ touchline.Config) error {
+		status, err := f.Status(ctx)
+		if err != nil {
+			return fmt.Errorf("sensors.http.listen is empty, so the gateway is asked over its data folder: %w", err)
+		}
+		body, err = json.Marshal(status)
+		body = append(body, '\n')
+		return err
+	})
+	return body, err
+}
+
 // maxStatusBytes holds 10,000 sensors of 128 bytes of name, each of which may
 // take six in JSON, and 100 more.
 const maxStatusBytes = 16 << 20
 
 func fetchStatus(ctx context.Context, listen string) ([]byte, error) {
-	if listen == "" {
-		return nil, errors.New("sensors.http.listen is empty: the gateway answers no status")
-	}
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil, err
