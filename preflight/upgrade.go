@@ -23,9 +23,10 @@ import (
 const (
 	roundTrips = 5
 
-	// loadPings of loadBytes each go to the cloud and come back: 67 KB, which a
-	// line of 256 kbit/s takes in 2 s. A session that was never begun carries
-	// nothing else, and the cloud need not know of the measurement.
+	// loadPings of loadBytes each go to the cloud: 67 KB, which a line of
+	// 256 kbit/s takes in 2 s. A session that was never begun carries nothing
+	// else, and the cloud need not know of the measurement. It may answer the
+	// last one only (RFC 6455, section 5.5.3).
 	loadPings = 512
 	loadBytes = 125
 
@@ -125,27 +126,31 @@ func (w *way) measure(ctx context.Context, conn *websocket.Conn) {
 		}
 	}()
 	defer func() { conn.Close(); <-failed }()
+	sent := 0
 	ping := func(n, bytes int) (time.Duration, error) {
-		payload := []byte(strings.Repeat("p", bytes))
-		began := time.Now()
+		began, last := time.Now(), ""
 		for range n {
-			if err := conn.WriteControl(websocket.PingMessage, payload, deadline); err != nil {
+			sent++
+			last = fmt.Sprintf("%0*d", bytes, sent)
+			if err := conn.WriteControl(websocket.PingMessage, []byte(last), deadline); err != nil {
 				return 0, err
 			}
 		}
-		for range n {
+		for {
 			select {
-			case <-pongs:
+			case pong := <-pongs:
+				if pong == last {
+					return time.Since(began), nil
+				}
 			case err := <-failed:
 				failed <- err
 				return 0, err
 			}
 		}
-		return time.Since(began), nil
 	}
 	var times []time.Duration
 	for range roundTrips {
-		took, err := ping(1, 0)
+		took, err := ping(1, 4)
 		if err != nil {
 			w.r.fail("round trip "+w.to.Host, fmt.Errorf("no answer to a ping: %w", err), "something in between cuts the connection off, or swallows it: ask the network's operator")
 			return
@@ -159,9 +164,9 @@ func (w *way) measure(ctx context.Context, conn *websocket.Conn) {
 		w.r.fail("throughput "+w.to.Host, fmt.Errorf("the line does not carry %d KB: %w", loadPings*loadBytes/1000, err), "it is too slow or loses packets: look at signal, cable and what else uses it")
 		return
 	}
-	// A frame has a header of 2 bytes, and a mask of 4 on the way there.
+	// A frame has a header of 2 bytes and a mask of 4.
 	speed := float64(loadPings*(loadBytes+6)*8) / max(took-times[0], time.Millisecond).Seconds() / 1e6
-	w.r.ok("throughput "+w.to.Host, "at least %.1f Mbit/s each way", speed)
+	w.r.ok("throughput "+w.to.Host, "at least %.1f Mbit/s to the cloud", speed)
 }
 
 // A proxyRefusal is a proxy's answer to CONNECT.

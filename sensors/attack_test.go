@@ -395,6 +395,10 @@ func TestAccess_UnknownSensorsWaitForAPerson(t *testing.T) {
 	if err := v.keys.Admit("belt-31"); err == nil {
 		t.Error("a sensor without a key was admitted with none")
 	}
+	before := len(v.keys.List())
+	if _, answer := (loginPacket{}).try(t, m.Addr(), 4); answer.body[1] == 0 || len(v.keys.List()) != before {
+		t.Errorf("one without any name: CONNACK %q, %d sensors listed", answer.body, len(v.keys.List()))
+	}
 	v.gotNothing(t)
 }
 
