@@ -70,7 +70,7 @@ func (a *archives) serve(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	switch err := trust(ctx, a.in.store)(h); {
 	case errors.Is(err, ErrUnknownKey):
-		a.in.warn(r, "an archive came that is signed with an unknown key", h.Gateway)
+		a.in.warn(r, "an archive came that is signed with an unknown key", h.Gateway, nil)
 		problem(w, http.StatusForbidden, err.Error())
 		return
 	case err != nil:
@@ -81,7 +81,7 @@ func (a *archives) serve(w http.ResponseWriter, r *http.Request) {
 		a.unavailable(w, err)
 		return
 	}
-	a.in.log.Info("segment of an archive is stored", "gateway", h.Gateway, "carrier", carrier, "archive", h.ID.String(),
+	a.in.log.Info("segment of an archive is stored", "gateway", h.Gateway, "carrier", carrier.gateway, "archive", h.ID.String(),
 		"segment", seg.Index, "blocks", len(seg.Blocks), "lost_records", len(seg.Lost))
 	writeJSON(w, "application/json", http.StatusOK, map[string]any{"stored": true})
 }

@@ -3,6 +3,7 @@ package cloud
 import (
 	_ "embed"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"touchline"
@@ -27,7 +28,25 @@ type Config struct {
 	Heartbeat    config.Duration     `toml:"heartbeat"`
 	Window       WindowConfig        `toml:"window"`
 	Queue        QueueConfig         `toml:"queue"`
+	Limits       LimitsConfig        `toml:"limits"`
+	TLS          TLSConfig           `toml:"tls"`
 	Log          touchline.LogConfig `toml:"log"`
+
+	TrustedProxies []string `toml:"trusted_proxies"`
+}
+
+// LimitsConfig is the table [limits].
+type LimitsConfig struct {
+	Handshakes         int `toml:"handshakes"`
+	GatewayHandshakes  int `toml:"gateway_handshakes"`
+	AddressConnections int `toml:"address_connections"`
+}
+
+// TLSConfig is the table [tls].
+type TLSConfig struct {
+	Cert     string `toml:"cert"`
+	Key      string `toml:"key"`
+	ClientCA string `toml:"client_ca"`
 }
 
 // WindowConfig is the table [window].
@@ -74,12 +93,26 @@ func (c *Config) Check(report func(key, problem string)) {
 	bounds("window.bytes", int64(c.Window.Bytes), wire.MaxBlockBytes, 256<<20, size)
 	bounds("window.blocks", int64(c.Window.Blocks), 1, maxWindowBlocks, number)
 	bounds("queue.bytes", int64(c.Queue.Bytes), max(1<<20, int64(c.Window.Bytes)), 4<<30, size)
+	bounds("limits.handshakes", int64(c.Limits.Handshakes), 1, 100_000, number)
+	bounds("limits.gateway_handshakes", int64(c.Limits.GatewayHandshakes), 1, 1_000_000, number)
+	bounds("limits.address_connections", int64(c.Limits.AddressConnections), 1, 1_000_000, number)
+	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
+		report("tls.cert", "and tls.key: set both, or none for no TLS")
+	}
+	if c.TLS.ClientCA != "" && c.TLS.Cert == "" {
+		report("tls.client_ca", "needs tls.cert and tls.key")
+	}
+	for _, text := range c.TrustedProxies {
+		if _, err := prefix(text); err != nil {
+			report("trusted_proxies", fmt.Sprintf("%.60q is neither an address nor a network such as 10.0.0.0/8", text))
+		}
+	}
 	c.Log.Check("log", report)
 }
 
 // Options are the settings as a Server takes them.
 func (c *Config) Options() Options {
-	return Options{
+	o := Options{
 		Listen:        c.Listen,
 		InsecureRead:  c.InsecureRead,
 		MaxGateways:   c.MaxGateways,
@@ -89,7 +122,28 @@ func (c *Config) Options() Options {
 		QueueBytes:    int(c.Queue.Bytes),
 		Heartbeat:     time.Duration(c.Heartbeat),
 		MaxQueries:    c.MaxQueries,
+
+		Handshakes:         c.Limits.Handshakes,
+		GatewayHandshakes:  c.Limits.GatewayHandshakes,
+		AddressConnections: c.Limits.AddressConnections,
+		CertFile:           c.TLS.Cert,
+		KeyFile:            c.TLS.Key,
+		ClientCA:           c.TLS.ClientCA,
 	}
+	for _, text := range c.TrustedProxies {
+		if p, err := prefix(text); err == nil { // Check names those that are none
+			o.TrustedProxies = append(o.TrustedProxies, p)
+		}
+	}
+	return o
+}
+
+// prefix reads a network, or an address as the network that is it alone.
+func prefix(text string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return addr.Unmap().Prefix(addr.Unmap().BitLen())
+	}
+	return netip.ParsePrefix(text)
 }
 
 // frameBytes is the largest frame that welcome offers: the least that the

@@ -15,6 +15,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"touchline"
+	"touchline/credential"
 	"touchline/wire"
 )
 
@@ -29,7 +30,17 @@ type ingest struct {
 	stats    *counters
 	log      *slog.Logger
 	upgrader websocket.Upgrader
+	verifier *credential.Verifier
+	nonces   *credential.Nonces
+	from     addresses
 	warned   atomic.Int64 // ns since the Unix epoch of the last warning about a stranger
+
+	// Handshakes of all gateways, and of each: those whose credential held, so
+	// that no stranger uses them up.
+	handshakes *bucket
+	each       *buckets
+
+	revision atomic.Uint64 // of who may speak, as the sentry saw it last
 }
 
 // An idle gateway has 1 KiB to read with (a large frame is read straight into
@@ -61,7 +72,7 @@ func (in *ingest) serveUplink(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusUpgradeRequired, "this is the uplink of gateways: it speaks WebSocket with the subprotocol "+wire.Subprotocol)
 		return
 	}
-	gateway, ok := in.authenticate(w, r)
+	p, ok := in.authenticate(w, r)
 	if !ok {
 		return
 	}
@@ -71,26 +82,51 @@ func (in *ingest) serveUplink(w http.ResponseWriter, r *http.Request) {
 			strings.Join(websocket.Subprotocols(r), ", "), wire.Subprotocol))
 		return
 	}
-	if err := in.roster.admit(); err != nil {
-		in.stats.handshake(handshakeUnavailable)
-		w.Header().Set("Retry-After", "10")
-		problem(w, http.StatusServiceUnavailable, err.Error())
+	if !in.admit(w, p) {
 		return
 	}
 	conn, err := in.upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		in.roster.leave(nil)
 		in.stats.handshake(handshakeMalformed)
-		in.log.Debug("an upgrade was refused", "gateway", gateway, "remote", r.RemoteAddr, "error", err)
+		in.log.Debug("an upgrade was refused", "gateway", p.gateway, "remote", r.RemoteAddr, "error", err)
 		return
 	}
 	in.stats.handshake(handshakeAccepted)
-	s := newSession(in, conn, gateway)
+	in.begin(newSession(in, conn, p))
+}
+
+// begin runs a session that was admitted.
+func (in *ingest) begin(s *session) {
 	in.roster.enter(s)
 	go func() { // the roster waits for it
 		defer in.roster.leave(s)
 		s.run()
 	}()
+}
+
+// admit takes a place for a session, or answers why there is none.
+func (in *ingest) admit(w http.ResponseWriter, p pass) bool {
+	now := time.Now()
+	if after, ok := in.each.take(p.gateway, now); !ok {
+		in.stats.handshake(handshakeTooMany)
+		retryAfter(w, after)
+		problem(w, http.StatusTooManyRequests, fmt.Sprintf("this gateway makes more than %d handshakes a minute", in.opts.GatewayHandshakes))
+		return false
+	}
+	if after, ok := in.handshakes.take(now); !ok {
+		in.stats.handshake(handshakeTooMany)
+		retryAfter(w, after)
+		problem(w, http.StatusServiceUnavailable, "many gateways come at once; this one's turn is after Retry-After")
+		return false
+	}
+	if err := in.roster.admit(); err != nil {
+		in.stats.handshake(handshakeUnavailable)
+		w.Header().Set("Retry-After", "10")
+		problem(w, http.StatusServiceUnavailable, err.Error())
+		return false
+	}
+	return true
 }
 
 func offers(r *http.Request, subprotocol string) bool {
@@ -102,57 +138,113 @@ func offers(r *http.Request, subprotocol string) bool {
 	return false
 }
 
-// authenticate returns the gateway whose token the request has, or answers the
-// request and returns false.
+// A pass is what let a gateway in, so that it can be seen later whether it
+// still would.
+type pass struct {
+	gateway  string
+	token    [32]byte // hash of its token; unused where keyID is not empty
+	keyID    string   // of the key that signed
+	revision uint64   // of who may speak, read before the pass was checked
+}
+
+// authenticate returns the pass of a request, or answers it and returns false.
 //
-// The token is looked up by its SHA-256. That needs no comparison in constant
+// A token is looked up by its SHA-256. That needs no comparison in constant
 // time: what the time of the lookup tells is about a hash, whose bits nobody can
 // choose; and tokens are random, so a plain hash can't be guessed back.
-func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (gateway string, ok bool) {
+func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (p pass, ok bool) {
+	p.revision = in.revision.Load()
 	token, ok := bearer(r)
 	if !ok {
-		in.unauthorized(w, "the header Authorization must be \"Bearer\" and the gateway's token; touchline-cloud gateway add makes one")
-		return "", false
+		in.unauthorized(w, "", "the header Authorization must be \"Bearer\" and the gateway's token")
+		return pass{}, false
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), in.timing.hello)
 	defer cancel()
-	gateway, err := in.store.GatewayByToken(ctx, sha256.Sum256([]byte(token)))
-	if errors.Is(err, ErrUnknownToken) {
-		in.unauthorized(w, "no gateway has this token; touchline-cloud gateway add makes one")
-		in.warn(r, "an uplink came with an unknown token", "")
-		return "", false
+	var err error
+	if strings.Count(token, ".") == 2 {
+		var h credential.Handshake
+		h, err = in.verifier.Verify(token, func(gateway string) ([]credential.GatewayKey, error) {
+			return in.store.HandshakeKeys(ctx, gateway)
+		})
+		p.gateway, p.keyID = h.Gateway, h.KeyID
+	} else {
+		p.token = sha256.Sum256([]byte(token))
+		p.gateway, err = in.store.GatewayByToken(ctx, p.token)
 	}
 	if err != nil {
-		in.stats.handshake(handshakeUnavailable)
-		in.log.Error("look up token", "error", err)
-		w.Header().Set("Retry-After", "5")
-		problem(w, http.StatusServiceUnavailable, "the record store does not answer")
-		return "", false
+		in.refuse(w, r, err)
+		return pass{}, false
 	}
-	if names := r.Header.Values(wire.HeaderGateway); len(names) != 1 || names[0] != gateway {
+	if names := r.Header.Values(wire.HeaderGateway); len(names) != 1 || names[0] != p.gateway {
 		in.stats.handshake(handshakeForbidden)
-		detail := fmt.Sprintf("the header %s names %q, but the token is of gateway %q", wire.HeaderGateway, claimed(r), gateway)
-		in.warn(r, "an uplink came with the token of another gateway", gateway)
+		detail := fmt.Sprintf("the header %s names %q, but the token is of gateway %q", wire.HeaderGateway, claimed(r), p.gateway)
+		in.warn(r, "an uplink came with the token of another gateway", p.gateway, nil)
 		problem(w, http.StatusForbidden, detail)
-		return "", false
+		return pass{}, false
 	}
-	return gateway, true
+	if in.opts.ClientCA != "" && certified(r) != p.gateway {
+		in.stats.handshake(handshakeForbidden)
+		in.warn(r, "an uplink came with the client certificate of another gateway, or none", p.gateway, nil)
+		problem(w, http.StatusForbidden, fmt.Sprintf("gateways show a client certificate here, whose common name is their id: that of this connection is not %q", p.gateway))
+		return pass{}, false
+	}
+	return p, true
+}
+
+// refuse answers a request whose credential does not hold. A stranger is told
+// nothing about which part of it does not.
+func (in *ingest) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	switch {
+	case errors.Is(err, ErrUnknownToken):
+		in.warn(r, "an uplink came with an unknown token", "", nil)
+		in.unauthorized(w, `error="invalid_token"`, "no gateway has this token; touchline-cloud gateway add or gateway claim makes one that does")
+	case errors.Is(err, credential.ErrStale):
+		in.unauthorized(w, `error="invalid_token", error_description="the token is not fresh by the cloud's clock: fetch a nonce"`,
+			"the token is not fresh by the cloud's clock: fetch a nonce from "+wire.NoncePath+" and sign a token with it")
+	case errors.Is(err, credential.ErrReplayed), errors.Is(err, credential.ErrRefused):
+		in.warn(r, "an uplink came with a token that does not hold", "", err)
+		in.unauthorized(w, `error="invalid_token"`, "the token is not signed with a key that counts for this gateway, or was used before; `touchline enroll` registers a key")
+	default:
+		in.stats.handshake(handshakeUnavailable)
+		if !errors.Is(err, credential.ErrFull) {
+			in.log.Error("look up a gateway's credential", "error", err)
+		}
+		w.Header().Set("Retry-After", "5")
+		problem(w, http.StatusServiceUnavailable, "the gateway's credential can't be checked now")
+	}
+}
+
+// certified returns the common name of the client certificate, checked by TLS.
+func certified(r *http.Request) string {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return ""
+	}
+	return r.TLS.VerifiedChains[0][0].Subject.CommonName
 }
 
 // warn logs a refusal, and what can be had at will, the next ones within a second,
 // at a level that is usually off.
-func (in *ingest) warn(r *http.Request, message, gateway string) {
+func (in *ingest) warn(r *http.Request, message, gateway string, err error) {
 	level, now, last := slog.LevelDebug, time.Now().UnixNano(), in.warned.Load()
 	// A clock that was set back must not silence it.
 	if (now-last >= int64(time.Second) || now < last) && in.warned.CompareAndSwap(last, now) {
 		level = slog.LevelWarn
 	}
-	in.log.Log(r.Context(), level, message, "remote", r.RemoteAddr, "claims", claimed(r), "gateway", gateway)
+	args := []any{"remote", in.from.of(r), "claims", claimed(r), "gateway", gateway}
+	if err != nil {
+		args = append(args, "reason", fmt.Sprintf("%.300s", err.Error()))
+	}
+	in.log.Log(r.Context(), level, message, args...)
 }
 
-func (in *ingest) unauthorized(w http.ResponseWriter, detail string) {
+func (in *ingest) unauthorized(w http.ResponseWriter, params, detail string) {
 	in.stats.handshake(handshakeUnauthorized)
-	w.Header().Set("WWW-Authenticate", `Bearer realm="touchline-cloud"`)
+	challenge := `Bearer realm="touchline-cloud"`
+	if params != "" {
+		challenge += ", " + params
+	}
+	w.Header().Set("WWW-Authenticate", challenge)
 	problem(w, http.StatusUnauthorized, detail)
 }
 

@@ -20,6 +20,7 @@ import (
 	"touchline"
 	"touchline/cloud"
 	"touchline/cloud/sqlite"
+	"touchline/credential"
 	"touchline/identity"
 	"touchline/wire"
 )
@@ -35,6 +36,7 @@ func options() cloud.Options {
 	return cloud.Options{
 		Listen: "127.0.0.1:0", MaxGateways: 1000, WindowBytes: 1 << 20, WindowBlocks: 256,
 		MaxFrameBytes: wire.MinFrameBytes, QueueBytes: 64 << 20, Heartbeat: 15 * time.Second, MaxQueries: 4,
+		Handshakes: 10_000, GatewayHandshakes: 10_000, AddressConnections: 10_000,
 	}
 }
 
@@ -174,6 +176,31 @@ func (m *memory) GatewayKeys(_ context.Context, gateway string) ([]identity.Publ
 	defer m.mu.Unlock()
 	return slices.Clone(m.keys[gateway]), nil
 }
+
+func (m *memory) HandshakeKeys(ctx context.Context, gateway string) (keys []credential.GatewayKey, err error) {
+	public, err := m.GatewayKeys(ctx, gateway)
+	for _, k := range public {
+		keys = append(keys, credential.GatewayKey{Public: k[:]})
+	}
+	return keys, err
+}
+
+var errNotHere = errors.New("this store of a test has no claim codes, rolls and API keys; SQLite has")
+
+func (m *memory) Enrol(context.Context, cloud.Enrolment) (cloud.Enrolled, error) {
+	return cloud.Enrolled{}, errNotHere
+}
+
+func (m *memory) RollKeys(context.Context, string, func([]credential.GatewayKey) ([]credential.GatewayKey, error)) error {
+	return errNotHere
+}
+
+func (m *memory) Opened(context.Context, string, touchline.Epoch) (bool, error) { return false, nil }
+func (m *memory) AccessRevision(context.Context) (uint64, error)                { return 0, nil }
+func (m *memory) APIKey(context.Context, string) (cloud.APIKey, error) {
+	return cloud.APIKey{}, errNotHere
+}
+func (m *memory) APIKeyUsed(context.Context, string, time.Time) error { return errNotHere }
 
 func (m *memory) AddGatewayKey(_ context.Context, gateway string, key identity.PublicKey) error {
 	m.mu.Lock()

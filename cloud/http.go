@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"touchline/credential"
 	"touchline/wire"
 )
 
@@ -18,32 +20,25 @@ func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.UplinkPath, s.ingest.serveUplink)
 	mux.HandleFunc("POST "+wire.ArchivePath, s.archives.serve)
+	mux.HandleFunc("GET "+wire.NoncePath, s.enroller.serveNonce)
+	mux.HandleFunc("POST "+wire.EnrolPath, s.enroller.serveEnrol)
+	mux.HandleFunc("POST "+wire.RollPath, s.enroller.serveRoll)
 	mux.HandleFunc("GET /healthz", serveHealth)
 	mux.HandleFunc("GET /readyz", s.serveReady)
-	mux.Handle("GET /v1/samples", s.guard(http.HandlerFunc(s.reader.serveSamples)))
-	mux.Handle("GET /v1/gateways", s.guard(http.HandlerFunc(s.serveGateways)))
-	mux.Handle("GET /metrics", s.guard(promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{})))
-	return bodyless(problems(mux))
+	mux.Handle("GET /v1/samples", s.guard(credential.ReadSamples, s.reader.serveSamples))
+	mux.Handle("GET /v1/gateways", s.guard(credential.ReadStatus, s.serveGateways))
+	mux.Handle("GET /metrics", s.guard(credential.ReadStatus, promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}).ServeHTTP))
+	return bodyless(sameOrigin(problems(mux)))
 }
 
-// guard keeps reading to this machine: keys for readers are a matter of their
-// own. On loopback the Host must be loopback too, since a web page elsewhere can
-// have its own name resolve to 127.0.0.1 and read with its visitor's browser.
-func (s *Server) guard(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case s.opts.InsecureRead:
-		case !s.loopback:
-			problem(w, http.StatusForbidden, fmt.Sprintf("reading is open only while touchline-cloud listens on loopback, and it listens on %s: "+
-				"set listen to 127.0.0.1, or insecure_read = true to let everybody read who reaches this address", s.opts.Listen))
-			return
-		case !loopbackHost(r.Host):
-			problem(w, http.StatusForbidden, fmt.Sprintf("reading is open to this machine only, and the request was for the host %.80q: "+
-				"ask for 127.0.0.1 or localhost, or set insecure_read = true", r.Host))
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
+// sameOrigin refuses what a page of another site has its visitor's browser
+// send; programs send no Origin.
+func sameOrigin(next http.Handler) http.Handler {
+	guard := http.NewCrossOriginProtection()
+	guard.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		problem(w, http.StatusForbidden, "a page of another site sent this")
+	}))
+	return guard.Handler(next)
 }
 
 func loopbackHost(hostport string) bool {
@@ -59,12 +54,16 @@ func loopbackHost(hostport string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// bodyless refuses bodies: nothing here takes one but what is of archives, and
-// one that trickles in would hold its connection.
+// withBody are the paths that take a body, each bounded in size and time by its
+// handler.
+var withBody = []string{wire.ArchivePath, wire.EnrolPath, wire.RollPath, wire.FramesPath}
+
+// bodyless refuses bodies elsewhere: one that trickles in would hold its
+// connection.
 func bodyless(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if r.ContentLength != 0 && !(r.Method == http.MethodPost && r.URL.Path == wire.ArchivePath) {
+		if r.ContentLength != 0 && !(r.Method == http.MethodPost && slices.Contains(withBody, r.URL.Path)) {
 			w.Header().Set("Connection", "close")
 			http.NewResponseController(w).SetReadDeadline(time.Now())
 			problem(w, http.StatusRequestEntityTooLarge, "this address takes no request body")

@@ -1,8 +1,16 @@
 package cloud
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
 	"net"
+	"net/netip"
+	"os"
 	"sync"
+
+	"touchline/credential"
 )
 
 // limitConnections returns a listener that accepts from inner while fewer
@@ -57,4 +65,81 @@ func (c *limitedConn) CloseWrite() error {
 		return half.CloseWrite()
 	}
 	return nil
+}
+
+// limitAddresses returns a listener that closes connections of an address
+// (IPv6: of a /64) that has max open already. Those that except names have no limit.
+func limitAddresses(inner net.Listener, max int, except func(netip.Addr) bool, refused func()) net.Listener {
+	return &addressListener{Listener: inner, max: max, except: except, refused: refused, open: map[string]int{}}
+}
+
+type addressListener struct {
+	net.Listener
+	max     int
+	except  func(netip.Addr) bool
+	refused func()
+
+	mu   sync.Mutex // covers what follows
+	open map[string]int
+}
+
+// Accept implements net.Listener.
+func (l *addressListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		addr := peer(conn.RemoteAddr().String())
+		if l.except(addr) {
+			return conn, nil
+		}
+		name := network(addr)
+		if l.enter(name) {
+			return &limitedConn{Conn: conn, release: sync.OnceFunc(func() { l.leave(name) })}, nil
+		}
+		l.refused()
+		conn.Close()
+	}
+}
+
+func (l *addressListener) enter(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[name] >= l.max {
+		return false
+	}
+	l.open[name]++
+	return true
+}
+
+func (l *addressListener) leave(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[name]--; l.open[name] == 0 {
+		delete(l.open, name)
+	}
+}
+
+// listenTLS returns a listener that speaks TLS 1.2 or newer, with a
+// certificate that is read again when its files change.
+func listenTLS(inner net.Listener, o *Options, logger *slog.Logger) (net.Listener, error) {
+	files, err := credential.OpenCertificateFile(o.CertFile, o.KeyFile, logger)
+	if err != nil {
+		return nil, err
+	}
+	settings := credential.ServerTLS(files)
+	settings.NextProtos = []string{"http/1.1"} // a WebSocket is an upgrade of it
+	if o.ClientCA != "" {
+		data, err := os.ReadFile(o.ClientCA)
+		if err != nil {
+			return nil, fmt.Errorf("read the CA of client certificates: %w", err)
+		}
+		settings.ClientCAs = x509.NewCertPool()
+		if !settings.ClientCAs.AppendCertsFromPEM(data) {
+			return nil, fmt.Errorf("%s holds no certificate (PEM)", o.ClientCA)
+		}
+		settings.ClientAuth = tls.VerifyClientCertIfGiven // health checks and readers show none
+	}
+	return tls.NewListener(inner, settings), nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"touchline/wire"
@@ -39,6 +40,27 @@ type Options struct {
 	// heard of for two of them is dropped.
 	Heartbeat time.Duration
 
+	// Handshakes is how many sessions may begin in a second on this node. Each
+	// is a transaction of the record store, a thousandth of a second on an SSD;
+	// 500 a second bring 10,000 gateways back in 20 s.
+	Handshakes int
+
+	// GatewayHandshakes is how many one gateway may begin in a minute.
+	GatewayHandshakes int
+
+	// AddressConnections is how many connections one address (IPv6: one /64) may
+	// have open, so that one host can't have all of them. Addresses in TrustedProxies have
+	// no such limit.
+	AddressConnections int
+
+	// TrustedProxies are believed about whom they forward for (X-Forwarded-For).
+	TrustedProxies []netip.Prefix
+
+	// CertFile and KeyFile are the TLS certificate and key, read again when they
+	// change; both empty is no TLS. With ClientCA (PEM) a gateway must show a certificate of
+	// it, whose common name is its id.
+	CertFile, KeyFile, ClientCA string
+
 	// MaxQueries is how many reads of samples may run at a time; each holds
 	// about 100 KB and a reader of the record store.
 	MaxQueries int
@@ -70,6 +92,11 @@ func (o *Options) validate() error {
 		"MaxFrameBytes is %d: want %d to %d", o.MaxFrameBytes, wire.MinFrameBytes, 16<<20)
 	need(o.QueueBytes >= 1<<20, "QueueBytes is %d: want at least %d", o.QueueBytes, 1<<20)
 	need(o.Heartbeat >= minHeartbeat && o.Heartbeat <= maxHeartbeat, "Heartbeat is %s: want %s to %s", o.Heartbeat, minHeartbeat, maxHeartbeat)
+	need(o.Handshakes >= 1 && o.Handshakes <= 100_000, "Handshakes is %d: want 1 to 100000", o.Handshakes)
+	need(o.GatewayHandshakes >= 1 && o.GatewayHandshakes <= 1_000_000, "GatewayHandshakes is %d: want 1 to 1000000", o.GatewayHandshakes)
+	need(o.AddressConnections >= 1, "AddressConnections is %d: want at least 1", o.AddressConnections)
+	need((o.CertFile == "") == (o.KeyFile == ""), "CertFile and KeyFile: want both or none")
+	need(o.ClientCA == "" || o.CertFile != "", "ClientCA: want CertFile and KeyFile too")
 	need(o.MaxQueries >= 1 && o.MaxQueries <= 1024, "MaxQueries is %d: want 1 to 1024", o.MaxQueries)
 	return errors.Join(errs...)
 }
@@ -84,6 +111,7 @@ type timing struct {
 	shutdown time.Duration // for each stage of stopping
 	retryMin time.Duration // before a batch that failed is recorded again; doubles
 	retryMax time.Duration
+	access   time.Duration // between looks at who may still speak
 }
 
 // A hello of 256 KiB crosses a 256 kbit/s link in 8 s. A message to a gateway
@@ -97,4 +125,5 @@ var defaultTiming = timing{
 	shutdown: 5 * time.Second,
 	retryMin: 50 * time.Millisecond,
 	retryMax: 5 * time.Second,
+	access:   time.Second, // a revoked gateway is gone after two, with its close frame after four
 }

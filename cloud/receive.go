@@ -214,6 +214,9 @@ func (s *session) hello(m *wire.Hello) error {
 	if err != nil {
 		return s.noStore(fmt.Errorf("read what is stored: %w", err))
 	}
+	if err := s.opened(ctx, m.Epoch); err != nil {
+		return s.noStore(err)
+	}
 	s.number = number
 	s.log = s.log.With("session", number)
 	window, ok := s.in.roster.greet(s)
@@ -228,6 +231,23 @@ func (s *session) hello(m *wire.Hello) error {
 	})
 	s.log.Info("gateway connected", "software", m.Software, "clock", m.Clock, "epochs", len(m.Epochs))
 	return nil
+}
+
+// opened notes which opening of the buffer the gateway is at. A gateway never
+// goes back to an older one, so where that happens there are two with one
+// identity. Both are served, in turns; their epochs differ, so nothing that
+// they send is taken for the other's.
+func (s *session) opened(ctx context.Context, epoch touchline.Epoch) error {
+	if epoch == (touchline.Epoch{}) {
+		return nil // it does not say
+	}
+	cloned, err := s.in.store.Opened(ctx, s.gateway, epoch)
+	if cloned {
+		s.in.stats.cloned.Add(1)
+		s.log.Warn("two boxes have this gateway's identity; nothing is lost, but give one of them a key of its own: "+
+			"move its gateway.key away and enrol it with a claim code for a new gateway", "epoch", epoch)
+	}
+	return err
 }
 
 // trimStored leaves of stored what the gateway still holds, and of that what
@@ -349,7 +369,7 @@ func (s *session) parting(err error) farewell {
 	case errors.Is(err, websocket.ErrReadLimit):
 		return farewell{code: websocket.CloseMessageTooBig, reason: fmt.Sprintf("a message is larger than %d bytes", s.in.opts.MaxFrameBytes)}
 	case silent && !s.greeted:
-		return breach(fmt.Sprintf("no hello within %s", s.in.timing.hello))
+		return farewell{code: wire.CloseTimeout, reason: fmt.Sprintf("no hello within %s", s.in.timing.hello)}
 	case silent:
 		return farewell{reason: fmt.Sprintf("silent for two heartbeats of %s", s.in.opts.Heartbeat)}
 	case errors.As(err, &closed) && closed.Code != websocket.CloseAbnormalClosure:

@@ -123,4 +123,8 @@ type Gateway struct {
 	Blocks     uint64     `json:"blocks"`
 	KeptAside  uint64     `json:"kept_aside"` // blocks
 	Lost       uint64     `json:"lost"`       // samples that it announced as lost
+	Venue      string     `json:"venue,omitempty"`
+	LastSeen   *time.Time `json:"last_seen,omitempty"` // when its newest session began
+	Revoked    *time.Time `json:"revoked,omitempty"`
+	Cloned     *time.Time `json:"cloned,omitempty"` // when two boxes with its identity were seen last
 }

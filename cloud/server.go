@@ -20,6 +20,7 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"touchline/credential"
 	"touchline/wire"
 )
 
@@ -29,6 +30,7 @@ type Store interface {
 	Recorder
 	Archive
 	Registry
+	Access
 }
 
 // A Server is one node of the cloud.
@@ -41,6 +43,7 @@ type Server struct {
 	ingest   *ingest
 	reader   *reader
 	archives *archives
+	enroller *enroller
 	registry *prometheus.Registry
 
 	mu       sync.Mutex // covers what follows
@@ -56,13 +59,24 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("cloud options: %w", err)
 	}
+	nonces, err := credential.NewNonces()
+	if err != nil {
+		return nil, fmt.Errorf("make nonces: %w", err)
+	}
+	verifier, err := credential.NewVerifier(nonces, wire.Audience)
+	if err != nil {
+		return nil, fmt.Errorf("make verifier: %w", err)
+	}
 	s := &Server{opts: opts, store: store, log: logger, stats: newCounters()}
 	s.batcher = newBatcher(store, opts.QueueBytes, s.stats, logger)
 	s.ingest = &ingest{opts: opts, timing: defaultTiming, store: store, batcher: s.batcher, roster: newRoster(&opts, s.batcher.lags),
-		stats: s.stats, log: logger, upgrader: newUpgrader()}
+		stats: s.stats, log: logger, upgrader: newUpgrader(), verifier: verifier, nonces: nonces, from: addresses{opts.TrustedProxies},
+		handshakes: newBucket(float64(opts.Handshakes), float64(opts.Handshakes)),
+		each:       newBuckets(float64(opts.GatewayHandshakes)/60, float64(opts.GatewayHandshakes), opts.MaxGateways)}
 	s.batcher.onLoad = s.ingest.roster.refresh
 	s.reader = &reader{archive: store, timing: defaultTiming, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
 	s.archives = newArchives(s.ingest)
+	s.enroller = newEnroller(s.ingest)
 	s.registry = newRegistry(s.Stats)
 	return s, nil
 }
@@ -88,7 +102,16 @@ func (s *Server) Listen() error {
 	}
 	address, ok := listener.Addr().(*net.TCPAddr)
 	s.loopback = ok && address.IP.IsLoopback()
-	s.listener = limitConnections(listener, s.opts.MaxGateways+spareConnections)
+	listener = limitAddresses(limitConnections(listener, s.opts.MaxGateways+spareConnections), s.opts.AddressConnections,
+		s.ingest.from.trusted, func() { s.stats.addressRefused.Add(1) })
+	if s.opts.CertFile != "" {
+		secure, err := listenTLS(listener, &s.opts, s.log)
+		if err != nil {
+			return errors.Join(fmt.Errorf("listen on %s with TLS: %w", s.opts.Listen, err), listener.Close())
+		}
+		listener = secure
+	}
+	s.listener = listener
 	return nil
 }
 
@@ -143,6 +166,11 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(recorded)
 		s.batcher.run(recorderStop, work)
 	}()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.ingest.watchAccess(stop)
+	}()
 
 	web := s.web(stop)
 	served := make(chan error, 1)
@@ -163,6 +191,7 @@ func (s *Server) Run(ctx context.Context) error {
 	// gateways; the recorder last, when nobody is left who waits for its queue.
 	s.closeWeb(web)
 	<-served
+	<-watched
 	s.sayGoodbye()
 	stopRecorder()
 	timer := time.AfterFunc(s.ingest.timing.shutdown, cancelWork)

@@ -31,6 +31,9 @@ type session struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
+	pass     pass
+	revision atomic.Uint64 // of who may speak, at which the pass was good
+
 	number   uint64       // from the store; set before the roster has the session
 	lastSeen atomic.Int64 // ns since the Unix epoch
 	rtt      atomic.Int64 // ns; 0 is not known yet
@@ -44,10 +47,11 @@ type session struct {
 	hungUp bool
 }
 
-func newSession(in *ingest, conn *websocket.Conn, gateway string) *session {
+func newSession(in *ingest, conn *websocket.Conn, p pass) *session {
 	remote := conn.RemoteAddr().String()
-	s := &session{in: in, conn: conn, gateway: gateway, remote: remote, connected: time.Now(), out: newOutbox(),
-		log: in.log.With("gateway", gateway, "remote", remote)}
+	s := &session{in: in, conn: conn, pass: p, gateway: p.gateway, remote: remote, connected: time.Now(), out: newOutbox(),
+		log: in.log.With("gateway", p.gateway, "remote", remote)}
+	s.revision.Store(p.revision)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastSeen.Store(s.connected.UnixNano())
 	return s

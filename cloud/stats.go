@@ -24,6 +24,8 @@ type Stats struct {
 	Repeats            uint64 // blocks that were stored already
 	KeptAside          uint64 // blocks stored, but not among the samples
 	Resends            uint64 // blocks that arrived damaged and were asked for again
+	Cloned             uint64 // hellos that showed that two boxes have one identity
+	AddressRefused     uint64 // connections of an address that had too many
 	LostSamples        uint64 // that gateways announced as lost; a repeated announcement counts again
 	RecordErrors       uint64 // batches that the record store did not take at once
 
@@ -45,6 +47,7 @@ const (
 	handshakeUnauthorized = "unauthorized" // no token, or none that is known
 	handshakeForbidden    = "forbidden"    // another gateway's token, or a foreign origin
 	handshakeMalformed    = "malformed"    // no WebSocket upgrade, or no touchline.v1
+	handshakeTooMany      = "too_many"     // above a rate; told when to come again
 	handshakeUnavailable  = "unavailable"  // full, stopping, or without its record store
 )
 
@@ -55,6 +58,7 @@ type counters struct {
 	blocksStored, samplesStored           atomic.Uint64
 	repeats, keptAside, resends           atomic.Uint64
 	lostSamples, recordErrors             atomic.Uint64
+	cloned, addressRefused                atomic.Uint64
 	queriesRunning                        atomic.Int64
 	queries, queriesRefused               atomic.Uint64
 	queriesBroken, rowsQueried            atomic.Uint64
@@ -73,7 +77,7 @@ func newCounters() *counters {
 		recordSeconds: newHistogram(exponential(0.00025, 2, 16)),
 		sampleAge:     newHistogram(ageBounds()),
 		handshakes: map[string]uint64{handshakeAccepted: 0, handshakeUnauthorized: 0,
-			handshakeForbidden: 0, handshakeMalformed: 0, handshakeUnavailable: 0},
+			handshakeForbidden: 0, handshakeMalformed: 0, handshakeUnavailable: 0, handshakeTooMany: 0},
 		closed: map[int]uint64{},
 	}
 }
@@ -88,7 +92,7 @@ func (c *counters) handshake(result string) {
 // 2,000 codes: those that neither RFC 6455 nor touchline.v1 has count as 1008,
 // so that the metric's labels stay few.
 func (c *counters) sessionClosed(code int) {
-	if !(code == 0 || code >= 1000 && code <= 1015 || code >= 4400 && code <= 4409) {
+	if !(code == 0 || code >= 1000 && code <= 1015 || code >= 4400 && code <= 4429) {
 		code = 1008
 	}
 	c.mu.Lock()
@@ -105,6 +109,7 @@ func (c *counters) fill(s *Stats) {
 	s.BlocksStored, s.SamplesStored = c.blocksStored.Load(), c.samplesStored.Load()
 	s.Repeats, s.KeptAside, s.Resends = c.repeats.Load(), c.keptAside.Load(), c.resends.Load()
 	s.LostSamples, s.RecordErrors = c.lostSamples.Load(), c.recordErrors.Load()
+	s.Cloned, s.AddressRefused = c.cloned.Load(), c.addressRefused.Load()
 	s.QueriesRunning = int(c.queriesRunning.Load())
 	s.Queries, s.QueriesRefused = c.queries.Load(), c.queriesRefused.Load()
 	s.QueriesBroken, s.RowsQueried = c.queriesBroken.Load(), c.rowsQueried.Load()

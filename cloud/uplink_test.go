@@ -350,7 +350,7 @@ func TestUplink_WithoutHelloIsClosedByTheDeadline(t *testing.T) {
 			}
 		}
 	}()
-	g.closed(wire.CloseProtocol)
+	g.closed(wire.CloseTimeout)
 	close(stop)
 	<-stopped
 }

@@ -50,7 +50,7 @@ func (s *Store) AddGateway(ctx context.Context, id string, tokenHash [32]byte) (
 // GatewayByToken implements cloud.Registry.
 func (s *Store) GatewayByToken(ctx context.Context, sha256 [32]byte) (string, error) {
 	var id string
-	err := s.read.QueryRowContext(ctx, `SELECT name FROM gateway WHERE token_sha256 = ?`, sha256[:]).Scan(&id)
+	err := s.read.QueryRowContext(ctx, `SELECT name FROM gateway WHERE token_sha256 = ? AND revoked IS NULL`, sha256[:]).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", cloud.ErrUnknownToken
 	}
@@ -74,7 +74,7 @@ func (s *Store) NewSession(ctx context.Context, gateway string) (store string, s
 	}
 	defer rollback(tx, &err)
 	var number int64
-	row := tx.QueryRow(`UPDATE gateway SET session = session + 1 WHERE name = ? RETURNING session`, gateway)
+	row := tx.QueryRow(`UPDATE gateway SET session = session + 1, last_seen = ? WHERE name = ? RETURNING session`, time.Now().UnixNano(), gateway)
 	if err := row.Scan(&number); errors.Is(err, sql.ErrNoRows) {
 		return fail(errNotRegistered)
 	} else if err != nil {
@@ -89,7 +89,7 @@ func (s *Store) NewSession(ctx context.Context, gateway string) (store string, s
 // Gateways implements cloud.Archive.
 func (s *Store) Gateways(ctx context.Context) (gateways []cloud.Gateway, err error) {
 	rows, err := s.read.QueryContext(ctx, `
-		SELECT name, added, last_stored, samples, blocks, kept_aside, lost FROM gateway ORDER BY name`)
+		SELECT name, venue, added, last_stored, last_seen, revoked, cloned, samples, blocks, kept_aside, lost FROM gateway ORDER BY name`)
 	if err != nil {
 		return nil, fmt.Errorf("list gateways: %w", err)
 	}
@@ -97,14 +97,16 @@ func (s *Store) Gateways(ctx context.Context) (gateways []cloud.Gateway, err err
 	for rows.Next() {
 		var g cloud.Gateway
 		var added int64
-		var lastStored sql.NullInt64
-		if err := rows.Scan(&g.ID, &added, &lastStored, &g.Samples, &g.Blocks, &g.KeptAside, &g.Lost); err != nil {
+		var lastStored, lastSeen, revoked, cloned sql.NullInt64
+		if err := rows.Scan(&g.ID, &g.Venue, &added, &lastStored, &lastSeen, &revoked, &cloned, &g.Samples, &g.Blocks, &g.KeptAside, &g.Lost); err != nil {
 			return nil, fmt.Errorf("list gateways: %w", err)
 		}
 		g.Added = time.Unix(0, added).UTC()
-		if lastStored.Valid {
-			t := time.Unix(0, lastStored.Int64).UTC()
-			g.LastStored = &t
+		for to, from := range map[**time.Time]sql.NullInt64{&g.LastStored: lastStored, &g.LastSeen: lastSeen, &g.Revoked: revoked, &g.Cloned: cloned} {
+			if from.Valid {
+				t := timeOf(from)
+				*to = &t
+			}
 		}
 		gateways = append(gateways, g)
 	}

@@ -67,7 +67,8 @@ func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.
 // GatewayKeys implements cloud.Registry.
 func (s *Store) GatewayKeys(ctx context.Context, gateway string) ([]identity.PublicKey, error) {
 	rows, err := s.read.QueryContext(ctx, `
-		SELECT key FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway WHERE gateway.name = ? ORDER BY gateway_key.added`, gateway)
+		SELECT key FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway
+		WHERE gateway.name = ? AND gateway.revoked IS NULL ORDER BY gateway_key.added`, gateway)
 	if err != nil {
 		return nil, fmt.Errorf("read keys of gateway %s: %w", gateway, err)
 	}

@@ -38,8 +38,8 @@ const (
 	maxQueries = 8
 )
 
-// A Store is the record store. It implements cloud.Recorder, cloud.Archive
-// and cloud.Registry. All methods are safe for concurrent use. Several
+// A Store is the record store. It implements cloud.Recorder, cloud.Archive,
+// cloud.Registry and cloud.Access. All methods are safe for concurrent use. Several
 // processes may have the same file open at once (touchline-cloud gateway add
 // beside a running cloud): each sees what the others committed at its next
 // call.
@@ -70,6 +70,7 @@ var (
 	_ cloud.Recorder = (*Store)(nil)
 	_ cloud.Archive  = (*Store)(nil)
 	_ cloud.Registry = (*Store)(nil)
+	_ cloud.Access   = (*Store)(nil)
 )
 
 // Open opens the store in the folder dir and makes both where they are

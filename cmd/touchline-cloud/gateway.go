@@ -8,26 +8,28 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"touchline"
+	"touchline/cloud"
 	"touchline/cloud/sqlite"
 )
 
 func gatewayCommand(s *settings) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gateway",
-		Short: "Add and list the gateways that may send, and their keys",
+		Short: "Add, list and revoke the gateways that may send, and their keys",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
-			return errors.New("name a command: `touchline-cloud gateway add ID`, `gateway list` or `gateway key ID PUBLIC`")
+			return errors.New("name a command: `touchline-cloud gateway claim --venue V`, `gateway list`, `gateway revoke ID`, `gateway add ID` or `gateway key ID PUBLIC`")
 		},
 	}
-	cmd.AddCommand(gatewayAddCommand(s), gatewayListCommand(s), gatewayKeyCommand(s))
+	cmd.AddCommand(gatewayClaimCommand(s), gatewayRevokeCommand(s), gatewayAddCommand(s), gatewayListCommand(s), gatewayKeyCommand(s))
 	return cmd
 }
 
@@ -82,18 +84,52 @@ func gatewayListCommand(s *settings) *cobra.Command {
 					return err
 				}
 				table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-				fmt.Fprintln(table, "GATEWAY\tADDED\tLAST STORED\tSAMPLES\tBLOCKS\tKEPT ASIDE\tLOST")
+				fmt.Fprintln(table, "GATEWAY\tADDED\tLAST STORED\tSAMPLES\tBLOCKS\tKEPT ASIDE\tLOST\tVENUE\tLAST SEEN\tKEYS\tREMARKS")
 				for _, g := range gateways {
-					last := "never"
-					if g.LastStored != nil {
-						last = g.LastStored.UTC().Format(time.RFC3339)
+					keys, err := store.PublicKeysOf(cmd.Context(), g.ID)
+					if err != nil {
+						return err
 					}
-					fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\n", g.ID, g.Added.UTC().Format(time.RFC3339), last, g.Samples, g.Blocks, g.KeptAside, g.Lost)
+					fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", g.ID, g.Added.UTC().Format(time.RFC3339), since(g.LastStored),
+						g.Samples, g.Blocks, g.KeptAside, g.Lost, orDash(g.Venue), since(g.LastSeen), orDash(strings.Join(keys, " ")), orDash(remarks(&g)))
 				}
 				return table.Flush()
 			})
 		},
 	}
+}
+
+// remarks are what an operator should know of a gateway.
+func remarks(g *cloud.Gateway) string {
+	var list []string
+	if g.Revoked != nil {
+		list = append(list, "revoked "+since(g.Revoked))
+	}
+	if g.Cloned != nil {
+		list = append(list, "cloned: two boxes had its identity, last seen "+since(g.Cloned))
+	}
+	return strings.Join(list, "; ")
+}
+
+func since(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return moment(*t)
+}
+
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
 }
 
 func (s *settings) withStore(cmd *cobra.Command, do func(*sqlite.Store) error) error {

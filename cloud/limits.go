@@ -1,0 +1,155 @@
+package cloud
+
+import (
+	"math"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A bucket lets through rate events a second and burst of them at once. Who
+// comes too early is told when to come again; those who come together are told
+// different times, so that they don't come together again.
+type bucket struct {
+	rate, burst float64
+
+	mu       sync.Mutex // covers what follows
+	tokens   float64
+	filled   time.Time // when tokens was right
+	promised time.Time // the latest time that somebody was told
+}
+
+func newBucket(rate, burst float64) *bucket {
+	return &bucket{rate: rate, burst: burst, tokens: burst}
+}
+
+// maxRetry bounds what anybody is told to wait.
+const maxRetry = time.Minute
+
+// take lets an event through, or says after how long to try again.
+func (b *bucket) take(now time.Time) (after time.Duration, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fill(now)
+	if b.tokens >= 1 {
+		b.tokens--
+		return 0, true
+	}
+	free := now.Add(time.Duration((1 - b.tokens) / b.rate * float64(time.Second)))
+	if b.promised.Before(free) {
+		b.promised = free
+	}
+	if after = b.promised.Sub(now); after >= maxRetry {
+		b.promised = free // more came than a minute holds: they share it
+	}
+	b.promised = b.promised.Add(time.Duration(float64(time.Second) / b.rate))
+	return min(after, maxRetry), false
+}
+
+func (b *bucket) fill(now time.Time) {
+	if gone := now.Sub(b.filled).Seconds(); gone > 0 || b.filled.IsZero() {
+		b.tokens, b.filled = min(b.burst, b.tokens+max(gone, 0)*b.rate), now
+	}
+}
+
+func (b *bucket) full(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fill(now)
+	return b.tokens >= b.burst
+}
+
+// buckets has one for each name, up to max of them: those that are full are
+// forgotten, which changes nothing for whom they are of. Where max of them are
+// not full, names that are new share one.
+type buckets struct {
+	rate, burst float64
+	max         int
+
+	mu     sync.Mutex // covers what follows
+	byName map[string]*bucket
+	shared *bucket
+}
+
+func newBuckets(rate, burst float64, max int) *buckets {
+	return &buckets{rate: rate, burst: burst, max: max, byName: map[string]*bucket{}, shared: newBucket(rate, burst)}
+}
+
+func (b *buckets) take(name string, now time.Time) (after time.Duration, ok bool) {
+	return b.of(name, now).take(now)
+}
+
+func (b *buckets) of(name string, now time.Time) *bucket {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	one := b.byName[name]
+	if one != nil {
+		return one
+	}
+	if len(b.byName) >= b.max {
+		for other, is := range b.byName {
+			if is.full(now) {
+				delete(b.byName, other)
+			}
+		}
+		if len(b.byName) >= b.max {
+			return b.shared
+		}
+	}
+	one = newBucket(b.rate, b.burst)
+	b.byName[name] = one
+	return one
+}
+
+// retryAfter sets the header to whole seconds, at least one.
+func retryAfter(w http.ResponseWriter, after time.Duration) {
+	w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(after.Seconds())))))
+}
+
+// addresses tells who sent a request. A proxy is believed about that only
+// where it is listed.
+type addresses struct{ proxies []netip.Prefix }
+
+func (a addresses) trusted(addr netip.Addr) bool {
+	return slices.ContainsFunc(a.proxies, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// of returns the address that a request came from: the connection's, or, from
+// a listed proxy, the last one in X-Forwarded-For that is no listed proxy.
+func (a addresses) of(r *http.Request) netip.Addr {
+	addr := peer(r.RemoteAddr)
+	if !a.trusted(addr) {
+		return addr
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		next, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil {
+			return addr
+		}
+		if addr = next.Unmap(); !a.trusted(addr) {
+			return addr
+		}
+	}
+	return addr
+}
+
+func peer(hostport string) netip.Addr {
+	ap, _ := netip.ParseAddrPort(hostport)
+	return ap.Addr().Unmap().WithZone("")
+}
+
+// network is what counts as one sender: an IPv4 address, and of IPv6 the /64
+// that one customer has.
+func network(addr netip.Addr) string {
+	if addr.Is6() {
+		if p, err := addr.Prefix(64); err == nil {
+			return p.String()
+		}
+	}
+	return addr.String()
+}

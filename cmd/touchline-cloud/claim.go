@@ -1,0 +1,74 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"touchline"
+	"touchline/cloud"
+	"touchline/cloud/sqlite"
+	"touchline/credential"
+)
+
+func gatewayClaimCommand(s *settings) *cobra.Command {
+	var venue, gateway string
+	cmd := &cobra.Command{
+		Use:   "claim --venue V [--gateway ID]",
+		Short: "Print a one-time code with which a gateway enrols, once",
+		Long: `Prints a code on standard output, which ` + "`touchline enroll CODE`" + ` takes on a gateway.
+It is good for one gateway and for 24 hours, and is not kept: the store has
+its SHA-256 only. With --gateway it is for that one, new or known: a known
+one's token and other keys count no more once the code is used. Without, the
+gateway or the cloud names a new one.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			// The cloud names gateways after their venue: V-1, V-2 …
+			if err := touchline.CheckGateway(venue + "-1000000"); venue == "" || err != nil {
+				return errors.New("name the venue: `touchline-cloud gateway claim --venue V`, of letters, digits and -._, at most 120")
+			}
+			if gateway != "" {
+				if err := touchline.CheckGateway(gateway); err != nil {
+					return err
+				}
+			}
+			code := credential.NewClaim()
+			c := cloud.Claim{Hash: code.Hash(), Venue: venue, Gateway: gateway, Expires: time.Now().Add(credential.ClaimLife)}
+			if err := s.withStore(cmd, func(store *sqlite.Store) error { return store.AddClaim(cmd.Context(), c) }); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), code.Reveal())
+			fmt.Fprintf(cmd.ErrOrStderr(), "good until %s for one gateway of venue %s; on that gateway run: touchline enroll CODE\n",
+				c.Expires.UTC().Format(time.RFC3339), venue)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&venue, "venue", "", "the venue that the gateway is of, `V`")
+	cmd.Flags().StringVar(&gateway, "gateway", "", "the gateway that the code is for, `ID` (any new one)")
+	return cmd
+}
+
+func gatewayRevokeCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "revoke ID",
+		Short: "Take a gateway's token and keys away",
+		Long: `Takes a gateway's token and keys away, for good. Running clouds on this store end
+its session within five seconds. What it stored stays. It comes in again with
+a code of ` + "`touchline-cloud gateway claim --gateway ID`" + `.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return errors.New("name the gateway: `touchline-cloud gateway revoke ID`")
+			}
+			return touchline.CheckGateway(args[0])
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			err := s.withStore(cmd, func(store *sqlite.Store) error { return store.RevokeGateway(cmd.Context(), args[0]) })
+			if err == nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "gateway %s has no token and no key any more\n", args[0])
+			}
+			return err
+		},
+	}
+}
