@@ -40,14 +40,14 @@ func newArchives(in *ingest) *archives {
 }
 
 func (a *archives) serve(w http.ResponseWriter, r *http.Request) {
-	control := http.NewResponseController(w)
-	now := time.Now()
-	_ = control.SetReadDeadline(now.Add(excerptTimeout))
-	_ = control.SetWriteDeadline(now.Add(excerptTimeout + 2*recordPatience))
 	carrier, ok := a.in.authenticate(w, r)
 	if !ok {
 		return
 	}
+	control := http.NewResponseController(w)
+	now := time.Now()
+	_ = control.SetReadDeadline(now.Add(excerptTimeout))
+	_ = control.SetWriteDeadline(now.Add(excerptTimeout + 2*recordPatience))
 	select {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()

@@ -8,6 +8,9 @@ func (s *Server) SetWaits(hello, chunk time.Duration) {
 	s.reader.timing.chunk = chunk
 }
 
+// SetPoll shortens how long a link over HTTP may be silent beside two heartbeats.
+func (s *Server) SetPoll(d time.Duration) { s.ingest.timing.poll = d }
+
 // SetShutdown shortens how long each stage of stopping may take.
 func (s *Server) SetShutdown(d time.Duration) {
 	s.ingest.timing.shutdown, s.ingest.timing.linger = d, d

@@ -93,7 +93,9 @@ func (in *ingest) serveUplink(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	in.stats.handshake(handshakeAccepted)
-	in.begin(newSession(in, conn, p))
+	s := newSession(in, p, conn.RemoteAddr().String())
+	s.link = newSocket(conn, s)
+	in.begin(s)
 }
 
 // begin runs a session that was admitted.

@@ -23,6 +23,8 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET "+wire.NoncePath, s.enroller.serveNonce)
 	mux.HandleFunc("POST "+wire.EnrolPath, s.enroller.serveEnrol)
 	mux.HandleFunc("POST "+wire.RollPath, s.enroller.serveRoll)
+	mux.HandleFunc("POST "+wire.FramesPath, s.pipes.serveFrames)
+	mux.HandleFunc("GET "+wire.ListenPath, s.pipes.serveControl)
 	mux.HandleFunc("GET /healthz", serveHealth)
 	mux.HandleFunc("GET /readyz", s.serveReady)
 	mux.Handle("GET /v1/samples", s.guard(credential.ReadSamples, s.reader.serveSamples))
@@ -63,6 +65,9 @@ var withBody = []string{wire.ArchivePath, wire.EnrolPath, wire.RollPath, wire.Fr
 func bodyless(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if r.ContentLength != 0 { // until a handler that knows its sender gives more time
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(5 * time.Second))
+		}
 		if r.ContentLength != 0 && !(r.Method == http.MethodPost && slices.Contains(withBody, r.URL.Path)) {
 			w.Header().Set("Connection", "close")
 			http.NewResponseController(w).SetReadDeadline(time.Now())

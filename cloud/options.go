@@ -111,6 +111,7 @@ type timing struct {
 	shutdown time.Duration // for each stage of stopping
 	retryMin time.Duration // before a batch that failed is recorded again; doubles
 	retryMax time.Duration
+	poll     time.Duration // how much longer than a WebSocket a link over HTTP may be silent
 	access   time.Duration // between looks at who may still speak
 }
 
@@ -125,5 +126,6 @@ var defaultTiming = timing{
 	shutdown: 5 * time.Second,
 	retryMin: 50 * time.Millisecond,
 	retryMax: 5 * time.Second,
-	access:   time.Second, // a revoked gateway is gone after two, with its close frame after four
+	poll:     25 * time.Second, // its gateway may be between a poll that got lost and the next one
+	access:   time.Second,      // a revoked gateway is gone after two, with its close frame after four
 }

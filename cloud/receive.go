@@ -38,21 +38,11 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // read takes what the gateway sends until the session ends, and returns why.
 func (s *session) read() farewell {
-	s.conn.SetReadLimit(int64(s.in.opts.MaxFrameBytes))
-	s.conn.SetPingHandler(func(data string) error {
-		s.out.setPong(data)
-		return s.heard()
-	})
-	s.conn.SetPongHandler(func(data string) error {
-		s.answered(data)
-		return s.heard()
-	})
-	s.conn.SetCloseHandler(func(int, string) error { return nil }) // the writer answers it
 	if err := s.allow(s.in.timing.hello); err != nil {
 		return s.parting(err)
 	}
 	for {
-		kind, r, err := s.conn.NextReader()
+		kind, r, err := s.link.read()
 		if err == nil {
 			err = s.message(kind, r)
 		}

@@ -44,6 +44,7 @@ type Server struct {
 	reader   *reader
 	archives *archives
 	enroller *enroller
+	pipes    *pipes
 	registry *prometheus.Registry
 
 	mu       sync.Mutex // covers what follows
@@ -77,6 +78,7 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 	s.reader = &reader{archive: store, timing: defaultTiming, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
 	s.archives = newArchives(s.ingest)
 	s.enroller = newEnroller(s.ingest)
+	s.pipes = newPipes(s.ingest)
 	s.registry = newRegistry(s.Stats)
 	return s, nil
 }
@@ -187,12 +189,14 @@ func (s *Server) Run(ctx context.Context) error {
 		cancelStop()
 	}
 
-	// The listener and the queries first, whose context ended with stop; then the
-	// gateways; the recorder last, when nobody is left who waits for its queue.
+	// The gateways first, while there is a listener still: those over HTTP hear of it
+	// in an answer. Then the listener and the queries, whose context ended with stop; the
+	// recorder last, when nobody is left who waits for its queue.
+	s.sayGoodbye()
+	s.awaitSessions()
 	s.closeWeb(web)
 	<-served
 	<-watched
-	s.sayGoodbye()
 	stopRecorder()
 	timer := time.AfterFunc(s.ingest.timing.shutdown, cancelWork)
 	defer timer.Stop()
@@ -227,14 +231,18 @@ func (s *Server) closeWeb(web *http.Server) {
 	}
 }
 
-// sayGoodbye ends all sessions and returns when they have ended. Gateways come
-// back spread over five seconds, to this node's successor or to another.
+// sayGoodbye ends all sessions, also those that still come. Gateways come back
+// spread over five seconds, to this node's successor or to another.
 func (s *Server) sayGoodbye() {
 	s.ingest.roster.drain(func() farewell {
 		after := time.Second + rand.N(5*time.Second)
 		return farewell{code: websocket.CloseGoingAway, reason: "this node stops",
 			goaway: &wire.Goaway{Reason: "drain", ReconnectAfter: int(after.Milliseconds())}}
 	})
+}
+
+// awaitSessions returns when all sessions have ended.
+func (s *Server) awaitSessions() {
 	timer := time.AfterFunc(s.ingest.timing.shutdown, s.ingest.roster.cut)
 	defer timer.Stop()
 	s.ingest.roster.wg.Wait()

@@ -3,7 +3,6 @@ package cloud
 import (
 	"context"
 	"encoding/binary"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -19,7 +18,7 @@ import (
 // for it: one reads (receive.go), one writes, and the end of each ends the other.
 type session struct {
 	in        *ingest
-	conn      *websocket.Conn
+	link      link
 	gateway   string // authenticated
 	remote    string
 	connected time.Time
@@ -47,9 +46,9 @@ type session struct {
 	hungUp bool
 }
 
-func newSession(in *ingest, conn *websocket.Conn, p pass) *session {
-	remote := conn.RemoteAddr().String()
-	s := &session{in: in, conn: conn, pass: p, gateway: p.gateway, remote: remote, connected: time.Now(), out: newOutbox(),
+// newSession returns a session that still needs a link.
+func newSession(in *ingest, p pass, remote string) *session {
+	s := &session{in: in, pass: p, gateway: p.gateway, remote: remote, connected: time.Now(), out: newOutbox(),
 		log: in.log.With("gateway", p.gateway, "remote", remote)}
 	s.revision.Store(p.revision)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -68,9 +67,9 @@ func (s *session) run() {
 	<-written
 	f := s.out.parting()
 	if f.code != 0 {
-		s.linger()
+		s.link.part(s.in.timing.linger)
 	}
-	s.conn.Close()
+	s.link.cut()
 	s.in.stats.sessionClosed(f.code)
 	s.log.Info("gateway disconnected", "reason", f.reason, "code", f.code,
 		"blocks", s.blocks.Load(), "after", time.Since(s.connected).Round(time.Millisecond))
@@ -116,27 +115,24 @@ func (s *session) send(l *letters, ping bool) error {
 		if err != nil {
 			return err
 		}
-		if err := s.conn.SetWriteDeadline(time.Now().Add(s.in.timing.write)); err != nil {
-			return err
-		}
-		if err := s.conn.WriteMessage(websocket.TextMessage, data); err != nil {
+		if err := s.link.write(websocket.TextMessage, data, time.Now().Add(s.in.timing.write)); err != nil {
 			return err
 		}
 	}
 	deadline := time.Now().Add(s.in.timing.write)
 	if l.pong != nil {
-		if err := s.conn.WriteControl(websocket.PongMessage, l.pong, deadline); err != nil {
+		if err := s.link.write(websocket.PongMessage, l.pong, deadline); err != nil {
 			return err
 		}
 	}
 	if ping {
 		sent := binary.BigEndian.AppendUint64(nil, uint64(time.Since(s.connected)))
-		if err := s.conn.WriteControl(websocket.PingMessage, sent, deadline); err != nil {
+		if err := s.link.write(websocket.PingMessage, sent, deadline); err != nil {
 			return err
 		}
 	}
 	if f := l.farewell; f != nil {
-		return s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(f.code, closeReason(f.reason)), deadline)
+		return s.link.write(websocket.CloseMessage, websocket.FormatCloseMessage(f.code, closeReason(f.reason)), deadline)
 	}
 	return nil
 }
@@ -171,7 +167,7 @@ func (s *session) allow(d time.Duration) error {
 	if s.hungUp {
 		return nil // and its read deadline has passed
 	}
-	return s.conn.SetReadDeadline(time.Now().Add(d))
+	return s.link.allow(time.Now().Add(d))
 }
 
 // hangUp ends the reader, wherever it waits.
@@ -180,30 +176,13 @@ func (s *session) hangUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hungUp = true
-	s.conn.SetReadDeadline(time.Unix(1, 0))
+	s.link.allow(time.Unix(1, 0))
 }
 
-// cut closes the connection under both goroutines.
+// cut closes the link under both goroutines.
 func (s *session) cut() {
 	s.cancel()
-	s.conn.NetConn().Close()
-}
-
-// lingerBytes is what is read and thrown away behind a close frame: the largest
-// window and frame, and then some.
-const lingerBytes = 64 << 20
-
-// linger waits for the other side's end, reading what it had sent already.
-// Without it the system would answer that with a reset, which overtakes the
-// close frame and hides its reason.
-func (s *session) linger() {
-	conn := s.conn.NetConn()
-	if half, ok := conn.(interface{ CloseWrite() error }); ok {
-		half.CloseWrite()
-	}
-	if conn.SetReadDeadline(time.Now().Add(s.in.timing.linger)) == nil {
-		io.Copy(io.Discard, io.LimitReader(conn, lingerBytes))
-	}
+	s.link.cut()
 }
 
 // The batcher tells:
