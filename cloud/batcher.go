@@ -84,6 +84,7 @@ type entry struct {
 	delivery Delivery
 	cost     int
 	to       receiver // covered by batcher.mu
+	session  uint64   // that to is of; covered by batcher.mu
 }
 
 // A blockKey is what makes two deliveries the same block.
@@ -114,14 +115,18 @@ func (b *batcher) submit(ctx context.Context, d Delivery, to receiver) error {
 
 	b.mu.Lock()
 	if twin, ok := b.pending[key]; ok {
-		before := twin.to
-		twin.to = to
+		// The newest session is told: one that it took over may still be reading
+		// what had arrived, and nobody listens to it.
+		told := to
+		if d.Session >= twin.session {
+			told, twin.to, twin.session = twin.to, to, d.Session
+		}
 		b.mu.Unlock()
 		b.room.Release(int64(cost))
-		before.forget(&d.Block)
+		told.forget(&d.Block)
 		return nil
 	}
-	e := &entry{key: key, delivery: d, cost: cost, to: to}
+	e := &entry{key: key, delivery: d, cost: cost, to: to, session: d.Session}
 	b.pending[key] = e
 	b.queue = append(b.queue, e)
 	b.bytes += cost
