@@ -12,89 +12,9 @@ import (
 	"touchline/wire"
 )
 
-const (
-	// handoverBytes bounds the block data in memory that waits to be sent,
-	// however large the window: two frames, so that one is read while one is
-	// written. With one block that was larger than asked for (192 KiB), the
-	// frame (192 KiB at most) and gorilla's buffers it is 0.7 MiB a session.
-	handoverBytes = 2 * frameTarget
-	// rereadPatience bounds the wait for a block that is to be sent again
-	// and that the buffer no longer has.
-	rereadPatience = 5 * time.Second
-)
-
-// A handover holds blocks on their way from feeder to writer. The session's
-// mutex covers it.
-type handover struct {
-	resends []queued // go first: the cloud waits for them
-	blocks  []queued
-	bytes   int       // of both
-	again   []*flight // to be read and sent once more, in state again
-	// liveFrom has the first number of each epoch that was committed after
-	// hello; an epoch that is not in it began after hello. Those blocks are
-	// of the live lane. They still go in order here.
-	liveFrom map[touchline.Epoch]uint64
-	// cancel ends the Next that is running, because something more urgent
-	// came up; nil if none is.
-	cancel context.CancelFunc
-}
-
-// A queued block is one that was read and waits for the writer.
-type queued struct {
-	block  wire.FrameBlock
-	resend bool
-}
-
-func newHandover() handover {
-	return handover{liveFrom: make(map[touchline.Epoch]uint64)}
-}
-
-func (h *handover) push(b wire.Block, resend bool) {
-	lane := wire.Backlog
-	if b.First >= h.liveFrom[b.Epoch] {
-		lane = wire.Live
-	}
-	q := h.line(resend)
-	*q = append(*q, queued{wire.FrameBlock{Block: b, Lane: lane}, resend})
-	h.bytes += len(b.Data)
-}
-
-// peek returns the next block without taking it, or nil.
-func (h *handover) peek() *queued {
-	q := *h.line(len(h.resends) > 0)
-	if len(q) == 0 {
-		return nil
-	}
-	return &q[0]
-}
-
-// pop takes the block that peek returned.
-func (h *handover) pop() queued {
-	q := h.line(len(h.resends) > 0)
-	taken := (*q)[0]
-	(*q)[0] = queued{} // or the array would hold on to its data
-	*q = (*q)[1:]
-	h.bytes -= len(taken.block.Data)
-	return taken
-}
-
-func (h *handover) line(resend bool) *[]queued {
-	if resend {
-		return &h.resends
-	}
-	return &h.blocks
-}
-
-// waiting returns how many blocks were read and are not sent.
-func (h *handover) waiting() int { return len(h.resends) + len(h.blocks) }
-
-// interrupt ends the Next that is running, if one is.
-func (h *handover) interrupt() {
-	if h.cancel != nil {
-		h.cancel()
-		h.cancel = nil
-	}
-}
+// rereadPatience bounds the wait for a block that is to be sent again and that
+// the buffer no longer has.
+const rereadPatience = 5 * time.Second
 
 // resend calls flights back and tells the feeder. The caller holds s.mu.
 func (s *session) resend(list []*flight, now time.Time) {
@@ -108,16 +28,54 @@ func (s *session) resend(list []*flight, now time.Time) {
 	wake(s.wakeFeeder)
 }
 
-// feed reads blocks from the source into the hand-over, from the beginning of
-// the buffer, whenever there is room. It returns when ctx ends or the source
-// fails.
-func (s *session) feed(ctx context.Context) error {
+// feedLive reads what was committed after hello into the hand-over, whenever
+// there is room. It returns when ctx ends or the source fails.
+func (s *session) feedLive(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-s.welcomed:
 	}
-	var after touchline.Position
+	if s.u.opts.Limits.Plain {
+		return nil // feedBacklog reads it all
+	}
+	after := s.liveAfter
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		maxBytes := s.room(wire.Live)
+		s.mu.Unlock()
+		if maxBytes == 0 {
+			select {
+			case <-ctx.Done():
+			case <-s.wakeLive:
+			}
+			continue
+		}
+		blocks, err := s.source.Next(ctx, after, maxBytes)
+		if err == nil && len(blocks) == 0 {
+			err = errNoBlock
+		}
+		if err != nil && ctx.Err() == nil {
+			return readFailed(err)
+		}
+		for i := range blocks {
+			s.queue(&blocks[i], wire.Live)
+		}
+		after = behind(after, blocks)
+		wake(s.wakeWriter)
+	}
+	return context.Cause(ctx)
+}
+
+// feedBacklog reads what was there at hello into the hand-over, and what is to
+// be sent once more, whenever there is room. It returns when ctx ends or the
+// source fails.
+func (s *session) feedBacklog(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.welcomed:
+	}
 	for {
 		f, maxBytes, call, done := s.nextRead(ctx)
 		if f == nil && maxBytes == 0 {
@@ -132,7 +90,7 @@ func (s *session) feed(ctx context.Context) error {
 		if f != nil {
 			err = s.reread(call, f)
 		} else {
-			after, err = s.readOn(call, after, maxBytes)
+			err = s.readBacklog(call, maxBytes)
 		}
 		interrupted := call.Err() != nil
 		done()
@@ -140,19 +98,33 @@ func (s *session) feed(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if err != nil && !interrupted {
-			return &failure{err: fmt.Errorf("read buffer: %w", err), code: websocket.CloseInternalServerErr}
+			return readFailed(err)
 		}
 		wake(s.wakeWriter)
 	}
 }
 
-// nextRead says what to read now: a block once more, or up to maxBytes of
-// what follows, or nothing. call is the context for that read; interrupt ends
-// it, and done must be called after it.
+var errNoBlock = errors.New("source returned no block and no error")
+
+func readFailed(err error) error {
+	return &failure{err: fmt.Errorf("read buffer: %w", err), code: websocket.CloseInternalServerErr}
+}
+
+// behind returns the position of the last of blocks, or after if there is none.
+func behind(after touchline.Position, blocks []wire.Block) touchline.Position {
+	if n := len(blocks); n > 0 {
+		return touchline.Position{Epoch: blocks[n-1].Epoch, Seq: blocks[n-1].Last()}
+	}
+	return after
+}
+
+// nextRead says what feedBacklog reads now: a block once more, or up to
+// maxBytes of what follows, or nothing. call is the context for that read;
+// interrupt ends it, and done must be called after it.
 func (s *session) nextRead(ctx context.Context) (f *flight, maxBytes int, call context.Context, done context.CancelFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.goaway != nil || s.handover.bytes >= handoverBytes/2 {
+	if s.goaway != nil || s.handover.bytes[wire.Backlog] >= handoverBytes/2 {
 		return nil, 0, nil, nil
 	}
 	if h := &s.handover; len(h.again) > 0 {
@@ -160,57 +132,58 @@ func (s *session) nextRead(ctx context.Context) (f *flight, maxBytes int, call c
 		call, done = context.WithTimeout(ctx, rereadPatience)
 		return f, 0, call, done
 	}
-	if maxBytes = s.room(); maxBytes == 0 {
+	if s.backlog.done || s.backlog.swept && s.handover.lane(wire.Backlog) > 0 {
+		return nil, 0, nil, nil // the latter so that nothing is read and queued twice
+	}
+	if maxBytes = s.room(wire.Backlog); maxBytes == 0 {
 		return nil, 0, nil, nil
 	}
 	call, done = context.WithCancel(ctx)
+	if s.backlog.patience > 0 {
+		cancel := done
+		call, done = context.WithTimeout(call, s.backlog.patience)
+		both := done
+		done = func() { both(); cancel() }
+	}
 	s.handover.cancel = done
 	return nil, maxBytes, call, done
 }
 
 // room returns how many bytes of blocks to ask the source for; 0 is none. The
 // caller holds s.mu.
-func (s *session) room() int {
+func (s *session) room(lane wire.Lane) int {
 	fs, h := s.flights, &s.handover
 	blocks := fs.blocks + h.waiting()
-	if fs.paused() || blocks >= fs.window.Blocks || fs.unstored+h.waiting() >= maxUnstored {
+	if s.goaway != nil || fs.paused() || blocks >= fs.window.Blocks && h.lane(lane) > 0 || fs.unstored+h.waiting() >= maxUnstored {
 		return 0
 	}
-	n := min(fs.window.Bytes-fs.bytes, handoverBytes) - h.bytes
-	if n <= 0 && blocks == 0 {
-		return 1 // one block may always be in flight
+	waiting := h.bytes[lane]
+	if waiting >= handoverBytes/2 {
+		return 0
+	}
+	n := min(fs.window.Bytes-fs.bytes, handoverBytes) - waiting
+	if n <= 0 && h.lane(lane) == 0 {
+		return 1 // one block may always be in flight, and a lane never waits to be read for the other
 	}
 	return max(n, 0)
 }
 
-// readOn reads what follows after into the hand-over, and returns the new
-// position.
-func (s *session) readOn(ctx context.Context, after touchline.Position, maxBytes int) (touchline.Position, error) {
-	blocks, err := s.source.Next(ctx, after, maxBytes)
-	if err != nil {
-		return after, err
+// queue puts a block that was read into the hand-over, unless the cloud has it.
+func (s *session) queue(b *wire.Block, lane wire.Lane) {
+	if err := b.Check(); err != nil {
+		// The cloud would ask for it again for ever. It stays where it is, and
+		// what follows is not held up.
+		s.u.count.damaged.Add(1)
+		s.log.Error("a block in the buffer is damaged and is not sent", "error", err)
+		return
 	}
-	if len(blocks) == 0 {
-		return after, errors.New("source returned no block and no error")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ledger.knowsStored(b) || s.flights.find(b.Epoch, b.First) != nil {
+		return
 	}
-	for i := range blocks {
-		b := &blocks[i]
-		after = touchline.Position{Epoch: b.Epoch, Seq: b.Last()}
-		if err := b.Check(); err != nil {
-			// The cloud would ask for it again for ever. It stays where it
-			// is, and what follows is not held up.
-			s.u.count.damaged.Add(1)
-			s.log.Error("a block in the buffer is damaged and is not sent", "error", err)
-			continue
-		}
-		s.mu.Lock()
-		if !s.ledger.hasStored(b) {
-			s.ledger.mayStore(b)
-			s.handover.push(*b, false)
-		}
-		s.mu.Unlock()
-	}
-	return after, nil
+	s.ledger.mayStore(b)
+	s.handover.push(*b, lane, false)
 }
 
 // reread reads one block that is to be sent once more. The buffer may have
@@ -231,7 +204,7 @@ func (s *session) reread(ctx context.Context, f *flight) error {
 		return err
 	}
 	if len(blocks) > 0 && blocks[0].Epoch == f.epoch && blocks[0].Range() == f.nums {
-		s.handover.push(blocks[0], true)
+		s.handover.push(blocks[0], s.laneOf(&blocks[0]), true)
 		return nil
 	}
 	s.log.Debug("a block to be sent again is gone from the buffer", "epoch", f.epoch, "first", f.nums.First)

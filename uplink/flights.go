@@ -34,6 +34,7 @@ type flight struct {
 	nums    touchline.Range
 	bytes   int
 	state   flightState
+	paced   bool      // in flight, and counted by the pace of the backlog
 	sends   int       // how often it was sent
 	damaged int       // how often the cloud asked for it because of its CRC
 	sent    uint64    // number of its last launch
@@ -45,6 +46,7 @@ type flight struct {
 // covers it.
 type flights struct {
 	window wire.Window
+	pace   pace // told what of the backlog lands
 
 	bytes, blocks int // in flight: sent and not accepted
 	unstored      int // blocks in byEpoch
@@ -68,6 +70,13 @@ func newFlights() *flights {
 	return &flights{byEpoch: make(map[touchline.Epoch][]*flight)}
 }
 
+// paceBacklog notes that the block that was launched last is of the backlog.
+func (fs *flights) paceBacklog() {
+	f := fs.order[len(fs.order)-1].f
+	f.paced = true
+	fs.pace.launched(f.bytes)
+}
+
 // paused says whether the cloud wants nothing at all.
 func (fs *flights) paused() bool { return fs.window.Bytes <= 0 || fs.window.Blocks <= 0 }
 
@@ -78,6 +87,16 @@ func (fs *flights) fits(n int, resend bool) bool {
 		return false
 	}
 	return fs.blocks == 0 || fs.blocks < fs.window.Blocks && n <= fs.window.Bytes-fs.bytes
+}
+
+// spare says whether a block of n bytes leaves the window room for live ones:
+// an eighth of one that is not small, and of what may be unstored.
+func (fs *flights) spare(n int) bool {
+	bytes, blocks := fs.window.Bytes, fs.window.Blocks-fs.window.Blocks/8
+	if bytes >= 4*frameTarget {
+		bytes -= bytes / 8
+	}
+	return fs.blocks == 0 || fs.blocks < blocks && n <= bytes-fs.bytes && fs.unstored < maxUnstored-maxUnstored/8
 }
 
 // setWindow takes over what the cloud said. Patience stands still in a pause.
@@ -243,6 +262,13 @@ func (fs *flights) land(f *flight, to flightState, now time.Time) {
 	if f.state == inFlight {
 		fs.bytes -= f.bytes
 		fs.blocks--
+		switch {
+		case f.paced && to == accepted:
+			fs.pace.arrived(f.bytes, f.at, now)
+		case f.paced:
+			fs.pace.left(f.bytes)
+		}
+		f.paced = false
 		if fs.bytes < 0 || fs.blocks < 0 {
 			panic(fmt.Sprintf("BUG: %d bytes in %d blocks in flight", fs.bytes, fs.blocks))
 		}

@@ -111,8 +111,11 @@ func (l *ledger) answered() []wire.EpochRanges {
 	return list
 }
 
-// hasStored says whether the cloud had b before this session.
-func (l *ledger) hasStored(b *wire.Block) bool { return l.welcome[b.Epoch].Contains(b.Range()) }
+// knowsStored says whether the cloud had b before this session, or has said
+// since that it has, and the source is yet to learn it.
+func (l *ledger) knowsStored(b *wire.Block) bool {
+	return l.welcome[b.Epoch].Contains(b.Range()) || l.stored[b.Epoch].Contains(b.Range())
+}
 
 // mayStore notes that b is about to be sent.
 func (l *ledger) mayStore(b *wire.Block) {

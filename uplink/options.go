@@ -49,6 +49,8 @@ type Options struct {
 	// BackoffBase and BackoffCap shape the wait before dial n after a
 	// failure: rand(0, min(cap, base·2ⁿ)).
 	BackoffBase, BackoffCap time.Duration
+	// Limits says what of the link blocks may take.
+	Limits Limits
 	// StableAfter is how long a session must stay up for n to be 0 again.
 	StableAfter time.Duration
 }
@@ -64,6 +66,7 @@ func Defaults() Options {
 		BackoffBase:      time.Second,
 		BackoffCap:       60 * time.Second,
 		StableAfter:      60 * time.Second,
+		Limits:           Limits{BacklogShare: 1},
 	}
 }
 
@@ -111,6 +114,7 @@ func (o *Options) validate() ([]*url.URL, error) {
 			add(fmt.Errorf("uplink.%s is %v: want more than 0 and at most 24h", d.name, d.value))
 		}
 	}
+	add(o.Limits.validate())
 	if o.BackoffCap < o.BackoffBase {
 		add(fmt.Errorf("uplink.backoff_cap (%v) is below uplink.backoff_base (%v)", o.BackoffCap, o.BackoffBase))
 	}

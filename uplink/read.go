@@ -132,7 +132,7 @@ func (s *session) takeAck(a *wire.Ack) error {
 	s.u.count.stored.Add(samples)
 	s.u.count.lostHeard.Add(uint64(confirmed))
 	wake(s.wakeWriter)
-	wake(s.wakeFeeder)
+	s.wakeFeeders()
 	wake(s.wakeLedger)
 	if full {
 		return s.flushLedger() // the source is slow: so are we
@@ -173,7 +173,7 @@ func (s *session) takeWindow(w wire.Window) {
 		s.log.Info("the cloud changed the window", "paused", is, "bytes", w.Bytes, "blocks", w.Blocks)
 	}
 	wake(s.wakeWriter)
-	wake(s.wakeFeeder)
+	s.wakeFeeders()
 }
 
 // takeGoaway lets what is in flight land, and ends the session then.

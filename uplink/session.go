@@ -31,10 +31,10 @@ const (
 	maxHeldInHello = 2000
 )
 
-// A session is one connection, from hello to close. Five goroutines share it:
-// write, the only one that writes to the connection; read; feed, which takes
-// blocks out of the source; keepLedger, which tells the source what is stored;
-// and closeAtEnd. The first that fails ends all.
+// A session is one connection, from hello to close. Six goroutines share it:
+// write, the only one that writes to the connection; read; feedLive and
+// feedBacklog, which take blocks out of the source; keepLedger, which tells the
+// source what is stored; and closeAtEnd. The first that fails ends all.
 type session struct {
 	u      *Uplink
 	conn   *websocket.Conn
@@ -43,7 +43,8 @@ type session struct {
 	source Source
 
 	wakeWriter chan struct{} // 1 slot: there may be something to write
-	wakeFeeder chan struct{} // 1 slot: there may be room for a read
+	wakeFeeder chan struct{} // 1 slot: there may be room for a read of the backlog
+	wakeLive   chan struct{} // 1 slot: and of what is new
 	wakeLedger chan struct{} // 1 slot: the source has something to learn
 	welcomed   chan struct{} // closed when welcome is there
 	readDone   chan struct{} // closed when read has returned
@@ -52,6 +53,9 @@ type session struct {
 	// frame and frameBuf are the writer's own, used again for each frame.
 	frame    []wire.FrameBlock
 	frameBuf []byte
+	// backlog is feedBacklog's own, but for what its comment says.
+	backlog   backlog
+	liveAfter touchline.Position // what follows was committed after hello
 
 	mu         sync.Mutex // covers what follows
 	ended      bool
@@ -69,6 +73,7 @@ type session struct {
 	welcomeBy  time.Time // the cloud's time for it
 	nextPing   time.Time
 	nextScan   time.Time // for blocks that are not stored in time
+	paced      time.Time // when something in the hand-over may be sent that has to wait now
 	proof      time.Time // when the cloud last answered something that we sent
 	rtt        time.Duration
 	rttWorst   time.Duration
@@ -82,6 +87,7 @@ func newSession(u *Uplink, conn *websocket.Conn, to *url.URL) *session {
 		u: u, conn: conn, to: to, log: u.log, source: u.source,
 		wakeWriter: make(chan struct{}, 1),
 		wakeFeeder: make(chan struct{}, 1),
+		wakeLive:   make(chan struct{}, 1),
 		wakeLedger: make(chan struct{}, 1),
 		welcomed:   make(chan struct{}),
 		readDone:   make(chan struct{}),
@@ -104,7 +110,7 @@ func (s *session) run(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	for _, f := range []func(context.Context) error{s.read, s.write, s.feed, s.keepLedger, s.closeAtEnd} {
+	for _, f := range []func(context.Context) error{s.read, s.write, s.feedLive, s.feedBacklog, s.keepLedger, s.closeAtEnd} {
 		g.Go(func() error { return s.because(f(ctx)) })
 	}
 	return s.end(g.Wait())
@@ -170,7 +176,9 @@ func (s *session) sayHello() error {
 			s.ledger.horizon[h.Epoch] = h.Next - 1
 		}
 		s.handover.liveFrom[h.Epoch] = h.Next
+		s.liveAfter = touchline.Position{Epoch: h.Epoch, Seq: max(h.Next, 1) - 1}
 	}
+	s.backlog = newBacklog(held, s.u.opts.Limits.NewestFirst && !s.u.opts.Limits.Plain)
 	s.outbox.messages = append(s.outbox.messages, data)
 	s.helloAt = time.Now()
 	return nil
@@ -192,6 +200,7 @@ func (s *session) takeWelcome(w *wire.Welcome) error {
 	}
 	s.frameBytes = w.MaxFrame
 	s.flights.setWindow(w.Window, now)
+	s.flights.pace = newPace(s.u.opts.Limits, now)
 	s.welcome, s.welcomeAt, s.proof = w, now, now
 	s.nextPing, s.nextScan = now, now.Add(s.u.opts.StoreTimeout)
 	for _, er := range w.Stored {
@@ -274,6 +283,12 @@ func closeCode(cause error) int {
 // broken is a breach of the protocol by the cloud.
 func (s *session) broken(err error) error {
 	return &failure{err: fmt.Errorf("cloud broke the protocol: %w", err), code: wire.CloseProtocol, floor: s.u.opts.refusedFor()}
+}
+
+// wakeFeeders says that there may be room for a read.
+func (s *session) wakeFeeders() {
+	wake(s.wakeFeeder)
+	wake(s.wakeLive)
 }
 
 // wake puts a token into a wake-up channel of one slot; one that is there

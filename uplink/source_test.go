@@ -172,3 +172,13 @@ func (m *memSource) get(f func()) {
 	defer m.mu.Unlock()
 	f()
 }
+
+// evict gives up the block at an index, as a limit does.
+func (m *memSource) evict(i int) {
+	m.mu.Lock()
+	if i < len(m.blocks) {
+		m.blocks = slices.Delete(m.blocks, i, i+1)
+	}
+	m.mu.Unlock()
+	m.bell.ring()
+}

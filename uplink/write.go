@@ -135,6 +135,7 @@ func (s *session) nextDeadline() time.Time {
 	}
 	earlier(s.proof.Add(2 * s.interval))
 	earlier(s.nextScan)
+	earlier(s.paced)
 	if _, since, ok := s.flights.oldest(); ok {
 		earlier(since.Add(s.u.opts.AcceptTimeout))
 	}
@@ -147,29 +148,68 @@ func (s *session) nextDeadline() time.Time {
 	return next
 }
 
-// takeFrame moves what may be sent now from the hand-over into s.frame. The
-// caller holds s.mu.
+// takeFrame moves what may be sent now from the hand-over into s.frame: of one
+// line, the most urgent that has something. What has to wait for a time makes
+// that s.paced. The caller holds s.mu.
 func (s *session) takeFrame(now time.Time) {
-	s.frame = s.frame[:0]
+	s.frame, s.paced = s.frame[:0], never
 	if s.welcome == nil || s.goaway != nil {
 		return
 	}
-	limit := min(frameTarget, s.frameBytes)
-	size := wire.FrameHeaderBytes
-	for len(s.frame) < wire.MaxBlocksPerFrame {
-		q := s.handover.peek()
-		if q == nil || !s.flights.fits(len(q.block.Data), q.resend) {
+	for line := range s.handover.lines {
+		if len(s.handover.lines[line]) == 0 {
+			continue
+		}
+		if line == lineLive && !s.fits(line) {
+			return // what is behind must not take the window that this waits for
+		}
+		s.takeLine(line, now)
+		if len(s.frame) > 0 {
 			return
 		}
-		n := wire.BlockHeaderBytes + len(q.block.Data)
+	}
+}
+
+// fits says whether the window has room for the first block of a line. The
+// caller holds s.mu.
+func (s *session) fits(line int) bool {
+	q := &s.handover.lines[line][0]
+	n := len(q.block.Data)
+	return s.flights.fits(n, q.resend) && (line != lineBacklog || s.u.opts.Limits.Plain || s.flights.spare(n))
+}
+
+// takeLine gathers a frame of one line. The caller holds s.mu.
+func (s *session) takeLine(line int, now time.Time) {
+	pace := &s.flights.pace
+	limit := min(frameTarget, s.frameBytes)
+	if line != lineLive {
+		limit = min(limit, pace.frameBytes())
+	}
+	size := wire.FrameHeaderBytes
+	for len(s.frame) < wire.MaxBlocksPerFrame && len(s.handover.lines[line]) > 0 && s.fits(line) {
+		n := wire.BlockHeaderBytes + len(s.handover.lines[line][0].block.Data)
 		if len(s.frame) > 0 && size+n > limit {
-			return // a single block may be larger than frameTarget, never than a frame
+			return // a single block may be larger, never than a frame
 		}
-		taken := s.handover.pop()
-		wake(s.wakeFeeder)
+		at := pace.live(now)
+		if line != lineLive {
+			at = pace.backlog(n, now)
+		}
+		if at.After(now) {
+			if at.Before(s.paced) {
+				s.paced = at
+			}
+			return
+		}
+		taken := s.handover.pop(line)
+		s.wakeFeeders()
 		if !s.flights.launch(&taken.block.Block, taken.resend, now) {
 			continue
 		}
+		if line != lineLive {
+			s.flights.paceBacklog()
+		}
+		pace.spend(n)
 		s.countSent(&taken.block.Block, taken.resend, now)
 		s.frame = append(s.frame, taken.block)
 		size += n

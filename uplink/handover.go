@@ -1,0 +1,96 @@
+package uplink
+
+import (
+	"context"
+
+	"touchline"
+	"touchline/wire"
+)
+
+// handoverBytes bounds the block data of each lane in memory that waits to be
+// sent, however large the window: two frames, so that one is read while one is
+// written. With one block in each lane that was larger than asked for (192
+// KiB), the frame (192 KiB at most) and gorilla's buffers it is 1.2 MiB a
+// session.
+const handoverBytes = 2 * frameTarget
+
+// A handover holds blocks on their way from the feeders to the writer. The
+// session's mutex covers it.
+type handover struct {
+	lines [3][]queued // as they leave: live, resend, backlog
+	bytes [2]int      // of each lane; resends count as backlog
+	again []*flight   // to be read and sent once more, in state again
+	// liveFrom has the first number of each epoch that was committed after
+	// hello; an epoch that is not in it began after hello. Those blocks are of
+	// the live lane.
+	liveFrom map[touchline.Epoch]uint64
+	// cancel ends the Next of the backlog that is running, because something
+	// more urgent came up; nil if none is.
+	cancel context.CancelFunc
+}
+
+// The lines of a handover.
+const (
+	lineLive = iota
+	lineResend
+	lineBacklog
+)
+
+// A queued block is one that was read and waits for the writer.
+type queued struct {
+	block  wire.FrameBlock
+	resend bool
+}
+
+func newHandover() handover {
+	return handover{liveFrom: make(map[touchline.Epoch]uint64)}
+}
+
+func (h *handover) push(b wire.Block, lane wire.Lane, resend bool) {
+	line := lineLive
+	switch {
+	case resend:
+		line = lineResend
+	case lane == wire.Backlog:
+		line = lineBacklog
+	}
+	h.lines[line] = append(h.lines[line], queued{wire.FrameBlock{Block: b, Lane: lane}, resend})
+	h.bytes[laneOfLine(line)] += len(b.Data)
+}
+
+// laneOfLine returns in which lane a line counts: what is sent again may be
+// much, and goes at the pace of the backlog.
+func laneOfLine(line int) wire.Lane {
+	if line == lineLive {
+		return wire.Live
+	}
+	return wire.Backlog
+}
+
+// pop takes the first block of a line.
+func (h *handover) pop(line int) queued {
+	q := &h.lines[line]
+	taken := (*q)[0]
+	(*q)[0] = queued{} // or the array would hold on to its data
+	*q = (*q)[1:]
+	h.bytes[laneOfLine(line)] -= len(taken.block.Data)
+	return taken
+}
+
+// waiting returns how many blocks were read and are not sent.
+func (h *handover) waiting() int { return h.lane(wire.Live) + h.lane(wire.Backlog) }
+
+func (h *handover) lane(lane wire.Lane) int {
+	if lane == wire.Live {
+		return len(h.lines[lineLive])
+	}
+	return len(h.lines[lineResend]) + len(h.lines[lineBacklog])
+}
+
+// interrupt ends the Next of the backlog that is running, if one is.
+func (h *handover) interrupt() {
+	if h.cancel != nil {
+		h.cancel()
+		h.cancel = nil
+	}
+}

@@ -1,0 +1,177 @@
+package uplink
+
+import (
+	"math"
+	"slices"
+	"time"
+)
+
+const (
+	// queueTarget is how much longer the backlog may make a block's way to the
+	// cloud, in all the queues between: ours, the kernel's, a router's, the
+	// recorder's. A new sample waits that long, and for one frame under way
+	// (frameParts), which stays below the 200 ms of DESIGN.md.
+	queueTarget = 80 * time.Millisecond
+	// frameParts is how many frames at least make up what the backlog may have
+	// under way: the link is kept busy while one is acknowledged, and a live
+	// frame waits for a quarter of queueTarget.
+	frameParts = 4
+	// startBytes is what the backlog of a session begins with, on a link of
+	// which nothing is known. It doubles with each round trip, until a queue shows; on 256 kbit/s
+	// it is half a second, once.
+	startBytes = 16 << 10
+	// leastBytes is below what is worth halving: one small block. One frame
+	// may always be under way.
+	leastBytes = 4 << 10
+	// probeEvery is how often the queues are let run empty, to learn again how
+	// long the way is without them; it costs one round trip and queueTarget.
+	probeEvery = 30 * time.Second
+	// probePatience bounds that wait where the cloud holds something back.
+	probePatience = 2 * time.Second
+	// lastWays is how many of the last ways to the cloud are kept.
+	lastWays = 3
+	// sharePeriod is the time of which the backlog has its share.
+	sharePeriod = time.Second
+)
+
+// A pace says how fast the backlog may go, so that a new sample never waits
+// long behind it, whatever the link: it holds how much is under way at what the
+// link delivers within queueTarget. That is what is known of delay-based
+// congestion control (LEDBAT, RFC 6817; BBR's probe for the round trip), on top
+// of TCP's: TCP alone fills the largest queue on the way. It holds max_rate,
+// backlog_share and backlog_hours too. The session's mutex covers it.
+type pace struct {
+	limits Limits
+	began  time.Time
+
+	limit    int // bytes of the backlog that may be under way
+	inFlight int // and those that are
+	starting bool
+	full     bool // limit was reached in this round
+
+	base, earlier time.Duration           // shortest way since the last probe, and before it; 0: not known
+	ways          [lastWays]time.Duration // the last ones
+	way           int
+	roundAt       time.Time // a round ends when something sent after this has arrived
+	probeAt       time.Time // next probe; while one goes on, when it began
+	probing       bool
+
+	tokens float64 // bytes that max_rate allows now; below zero is a debt
+	filled time.Time
+}
+
+func newPace(l Limits, now time.Time) pace {
+	return pace{
+		limits: l, began: now, limit: startBytes, starting: true,
+		roundAt: now, probeAt: now.Add(probeEvery), tokens: float64(l.MaxRate), filled: now,
+	}
+}
+
+// live returns when the next live frame may go: now, unless max_rate is used
+// up by live frames alone.
+func (p *pace) live(now time.Time) time.Time {
+	return p.earned(now, -float64(p.limits.MaxRate)) // a second's worth beyond what the backlog may
+}
+
+// backlog returns when the next n bytes of the backlog may go: now, at that
+// time, or, where only an arrival can tell, never.
+func (p *pace) backlog(n int, now time.Time) time.Time {
+	if p.inFlight > 0 && (p.probing || p.inFlight+n > p.limit) && !p.limits.Plain {
+		p.full = p.full || !p.probing
+		return never
+	}
+	at := p.earned(now, 0)
+	if at.After(now) {
+		return at
+	}
+	if share := p.limits.BacklogShare; share < 1 {
+		since := now.Sub(p.began) % sharePeriod
+		if since >= time.Duration(share*float64(sharePeriod)) {
+			return now.Add(sharePeriod - since)
+		}
+	}
+	if p.limits.BacklogFrom != nil {
+		return p.limits.BacklogFrom(now)
+	}
+	return now
+}
+
+// frameBytes is how large a frame of the backlog grows by gathering blocks.
+func (p *pace) frameBytes() int {
+	if p.limits.Plain {
+		return frameTarget
+	}
+	return min(frameTarget, p.limit/frameParts)
+}
+
+// earned returns when tokens are above least.
+func (p *pace) earned(now time.Time, least float64) time.Time {
+	rate := float64(p.limits.MaxRate)
+	if rate <= 0 {
+		return now
+	}
+	p.tokens = min(rate, p.tokens+rate*now.Sub(p.filled).Seconds()) // what is saved up is a second's worth
+	p.filled = now
+	if p.tokens > least {
+		return now
+	}
+	return now.Add(time.Duration((least-p.tokens)/rate*float64(time.Second)) + time.Millisecond)
+}
+
+// spend notes n bytes of a frame.
+func (p *pace) spend(n int) { p.tokens -= float64(n) }
+
+// launched notes n bytes of the backlog on their way.
+func (p *pace) launched(n int) { p.inFlight += n }
+
+// left notes n bytes that are called back, or forgotten.
+func (p *pace) left(n int) { p.inFlight -= n }
+
+// arrived notes n bytes that the cloud has, sent at the time given.
+func (p *pace) arrived(n int, sent, now time.Time) {
+	p.inFlight -= n
+	way := max(now.Sub(sent), 1)
+	p.ways[p.way%lastWays] = way
+	p.way++
+	if p.base == 0 || way < p.base {
+		p.base = way
+	}
+	if !sent.Before(p.roundAt) {
+		p.endRound(now)
+	}
+	switch {
+	case p.probing && (p.inFlight == 0 || now.Sub(p.probeAt) > probePatience):
+		// What is sent next finds the queues empty.
+		p.probing, p.probeAt = false, now.Add(probeEvery)
+		p.earlier, p.base = p.base, 0
+	case !p.probing && !now.Before(p.probeAt):
+		p.probing, p.probeAt = true, now
+	}
+}
+
+// endRound adapts limit to what a round trip has shown: up by a half where the
+// queues are empty, down to a half where they hold twice queueTarget. The
+// shortest of the last ways counts, so that one lost packet is not taken for a
+// queue.
+func (p *pace) endRound(now time.Time) {
+	base := p.base
+	if p.earlier > 0 {
+		base = min(base, p.earlier)
+	}
+	queue := slices.Min(p.ways[:min(p.way, lastWays)]) - base
+	gain := max(-1, 1-float64(queue)/float64(queueTarget)) / 2
+	switch {
+	case p.starting && queue < queueTarget/4:
+		gain = 1
+	default:
+		p.starting = false
+	}
+	if gain < 0 || p.full {
+		p.limit = int(math.Min(float64(p.limit)*(1+gain), math.MaxInt32))
+		p.limit = max(p.limit, leastBytes)
+	}
+	p.full, p.roundAt = false, now
+}
+
+// never stands for a time that an arrival will bring, not a clock.
+var never = time.Unix(1<<40, 0)
