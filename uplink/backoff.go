@@ -33,7 +33,15 @@ type failure struct {
 	err     error
 	code    int           // close code that the cloud is told; 0: the link is dead, nobody listens
 	floor   time.Duration // wait at least this long; the jitter comes on top
+	spread  time.Duration // and a random time below this, where many are sent away at once
 	address *url.URL      // dial this next, once (goaway)
+
+	middlebox bool // the upgrade failed as something between us and the cloud makes it fail
+	stale     bool // the cloud wants a nonce, because of our clock
+	fresh     bool // a fresh credential may do, at once
+	taken     bool // another session of this gateway took over
+	leave     bool // something better is to be used from here on
+	next      bool // this address goes away: the next one has its turn
 }
 
 func (f *failure) Error() string { return f.err.Error() }
@@ -56,40 +64,113 @@ type schedule struct {
 	stableAfter time.Duration
 	random      func(int64) int64
 
-	at      int      // index into urls
-	attempt int      // of fullJitter
-	instead *url.URL // from goaway, for one dial: each wait sets it anew
+	returnAfter time.Duration
+
+	at      int       // index into urls
+	left    time.Time // when the first address was left
+	attempt int       // of fullJitter
+	taken   int       // sessions in a row that another one of this gateway ended
+	again   bool      // the last dial was made at once, with a fresh credential
+	instead *url.URL  // from goaway, for one dial: each wait sets it anew
+
+	refused  int  // upgrades in a row that something on the way refused
+	requests bool // in use in place of a WebSocket
 }
+
+// fallbackAfter is how many upgrades in a row have to fail as a middlebox fails
+// them before requests take their place: one or two may be a cloud that is
+// being restarted.
+const fallbackAfter = 3
+
+const (
+	overloadLeast  = 10 * time.Second // after 1013, 4429 and HTTP 429
+	overloadSpread = 50 * time.Second
+	restartSpread  = 5 * time.Second  // after 1012 that no goaway came before
+	takenLeast     = 10 * time.Second // doubles, so that two boxes with one identity each get their turn
+	maxTaken       = 4                // doublings: 160 s
+	versionFloor   = 10 * time.Minute // a version that the cloud does not speak is changed by a person
+)
 
 func newSchedule(o *Options, urls []*url.URL) *schedule {
 	return &schedule{
-		urls: urls, base: o.BackoffBase, cap: o.BackoffCap, stableAfter: o.StableAfter,
+		urls: urls, base: o.BackoffBase, cap: o.BackoffCap, stableAfter: o.StableAfter, returnAfter: o.ReturnAfter,
 		random: rand.Int64N,
 	}
 }
 
-// next returns the address to dial now.
-func (s *schedule) next() *url.URL {
+// next returns the address to dial now, and whether by requests.
+func (s *schedule) next() (to *url.URL, requests bool) {
 	if s.instead != nil {
-		return s.instead
+		return s.instead, s.requests
 	}
-	return s.urls[s.at]
+	return s.urls[s.at], s.requests
 }
 
 // wait returns how long to wait after f before the next dial. up is how long
 // the session was welcome; 0 if it never was, and then the next address has
 // its turn.
 func (s *schedule) wait(dialed *url.URL, up time.Duration, f *failure) time.Duration {
-	if up == 0 && dialed == s.urls[s.at] {
-		s.at = (s.at + 1) % len(s.urls)
-	}
-	if up >= s.stableAfter {
-		s.attempt = 0
+	s.instead = nil
+	if f.leave {
+		s.at, s.requests, s.refused, s.attempt = 0, false, 0, 0
+		return 0
 	}
 	s.instead = f.address
-	d := min(max(f.floor, 0), maxFloor) + fullJitter(s.base, s.cap, s.attempt, s.random)
+	if s.countRefused(up, f) {
+		return 0
+	}
+	s.moveOn(dialed, up, f)
+	if up >= s.stableAfter {
+		s.attempt, s.taken = 0, 0
+	}
+	if (f.stale || f.fresh) && !s.again {
+		s.again = true
+		return 0
+	}
+	s.again = f.stale || f.fresh
+	floor := min(max(f.floor, 0), maxFloor)
+	if f.taken {
+		floor = max(floor, takenLeast<<min(s.taken, maxTaken))
+		s.taken++
+	}
+	d := floor + fullJitter(s.base, s.cap, s.attempt, s.random)
+	if f.spread > 0 {
+		d += time.Duration(s.random(int64(f.spread)))
+	}
 	s.attempt++
 	return d
+}
+
+// countRefused counts upgrades that something on the way refused, and returns
+// true when it is time to go another way, at once. Requests that fail go back
+// to a WebSocket the next time.
+func (s *schedule) countRefused(up time.Duration, f *failure) bool {
+	switch {
+	case s.requests:
+		s.requests = up > 0
+		s.refused = fallbackAfter - 1 // one more refusal, and requests have their turn again
+		return false
+	case !f.middlebox:
+		s.refused = 0
+		return false
+	}
+	s.refused++
+	s.requests = s.refused >= fallbackAfter
+	return s.requests
+}
+
+// moveOn chooses the address for the next dial.
+func (s *schedule) moveOn(dialed *url.URL, up time.Duration, f *failure) {
+	now := time.Now()
+	switch {
+	case s.at > 0 && up > 0 && now.Sub(s.left) >= s.returnAfter:
+		s.at = 0
+	case (up == 0 || f.next) && dialed == s.urls[s.at] && !f.stale && !f.fresh:
+		if s.at == 0 {
+			s.left = now
+		}
+		s.at = (s.at + 1) % len(s.urls)
+	}
 }
 
 // refusedFor is the floor after a refusal that only a person can heal (wrong

@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +12,6 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -28,31 +28,34 @@ const (
 	// maxBodyShown bounds how much of an answer that is not an upgrade gets
 	// into the error: enough for a proxy's or load balancer's own words.
 	maxBodyShown = 1 << 10
+	// maxHeadBytes bounds the head of an answer, but for that to an upgrade,
+	// which gorilla bounds.
+	maxHeadBytes = 32 << 10
 )
 
-// dial returns a connection that speaks wire.Subprotocol. It ends within
+// dialSocket returns a connection that speaks wire.Subprotocol. It ends within
 // HandshakeTimeout for the TCP connect and once more for TLS and upgrade, and
 // at once when ctx ends.
-func (u *Uplink) dial(ctx context.Context, to *url.URL) (*websocket.Conn, error) {
-	token, err := u.token()
+func (u *Uplink) dialSocket(ctx context.Context, to *url.URL) (link, error) {
+	head, err := u.head(ctx, to)
 	if err != nil {
-		return nil, &failure{err: err, floor: u.opts.refusedFor()}
+		return nil, err
+	}
+	dial, config, err := u.network(to)
+	if err != nil {
+		return nil, err
 	}
 	g := &connGuard{}
 	defer g.release()
 	dialer := websocket.Dialer{
-		NetDialContext:   g.watch(ctx, u.netDial),
-		TLSClientConfig:  u.tlsFor(to),
+		NetDialContext:   g.watch(ctx, dial),
+		TLSClientConfig:  config,
 		HandshakeTimeout: u.opts.HandshakeTimeout,
 		Subprotocols:     []string{wire.Subprotocol},
 		ReadBufferSize:   readBufferBytes,
 		WriteBufferSize:  writeBufferBytes,
 	}
-	conn, resp, err := dialer.DialContext(ctx, to.String(), http.Header{
-		"Authorization":    {"Bearer " + token},
-		wire.HeaderGateway: {u.opts.Gateway},
-		"User-Agent":       {u.opts.Software},
-	})
+	conn, resp, err := dialer.DialContext(ctx, to.String(), head)
 	switch {
 	case ctx.Err() != nil:
 		if conn != nil {
@@ -62,17 +65,63 @@ func (u *Uplink) dial(ctx context.Context, to *url.URL) (*websocket.Conn, error)
 	case errors.Is(err, websocket.ErrBadHandshake):
 		return nil, u.refusal(to, resp)
 	case err != nil:
-		return nil, fmt.Errorf("dial %s: %w", shown(to), err)
+		return nil, &failure{
+			err:       fmt.Errorf("dial %s: %w", shown(to), err),
+			middlebox: errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF),
+		}
 	}
 	if err := checkUpgrade(resp); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("dial %s: %w", shown(to), err)
 	}
-	return conn, nil
+	conn.SetReadLimit(wire.MaxMessageBytes)
+	return &socket{conn}, nil
 }
 
-// token reads the credential. An error never shows it.
-func (u *Uplink) token() (string, error) {
+// network returns how to dial to, by a proxy or not, and the TLS settings.
+func (u *Uplink) network(to *url.URL) (dialFunc, *tls.Config, error) {
+	config, err := u.tlsTo(to.Hostname())
+	if err != nil {
+		return nil, nil, &failure{err: err, floor: u.opts.refusedFor()}
+	}
+	via, err := u.proxy(to)
+	if err != nil {
+		return nil, nil, &failure{err: err, floor: u.opts.refusedFor()}
+	}
+	if via == nil {
+		return u.netDial, config, nil
+	}
+	return through(via, u.netDial), config, nil
+}
+
+// head returns what each request carries.
+func (u *Uplink) head(ctx context.Context, to *url.URL) (http.Header, error) {
+	token, err := u.credential(ctx, to)
+	if err != nil {
+		return nil, &failure{err: err, floor: u.opts.refusedFor()}
+	}
+	return http.Header{
+		"Authorization":    {"Bearer " + token},
+		wire.HeaderGateway: {u.opts.Gateway},
+		"User-Agent":       {u.opts.Software},
+	}, nil
+}
+
+// credential returns what Authorization carries. An error never shows it.
+func (u *Uplink) credential(ctx context.Context, to *url.URL) (string, error) {
+	if u.opts.Credential != nil {
+		token, err := u.opts.Credential(ctx, Nonce{
+			Wanted: u.wantsNonce.Load(),
+			Fetch:  func(ctx context.Context) (string, error) { return u.fetchNonce(ctx, to) },
+		})
+		if err == nil && token == "" {
+			err = errors.New("it is empty")
+		}
+		if err != nil {
+			return "", fmt.Errorf("make credential: %w", err)
+		}
+		return token, nil
+	}
 	token, err := u.opts.Token()
 	if err != nil {
 		return "", fmt.Errorf("read uplink.token_file: %w", err)
@@ -89,6 +138,41 @@ func (u *Uplink) token() (string, error) {
 	return token, nil
 }
 
+// maxNonceBytes bounds the answer that has a nonce.
+const maxNonceBytes = 4 << 10
+
+// fetchNonce asks the cloud for a nonce, for a gateway whose clock says nothing.
+func (u *Uplink) fetchNonce(ctx context.Context, to *url.URL) (string, error) {
+	dial, config, err := u.network(to)
+	if err != nil {
+		return "", err
+	}
+	transport := &http.Transport{DialContext: dial, TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeadBytes}
+	defer transport.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(ctx, 2*u.opts.HandshakeTimeout)
+	defer cancel()
+	at := overHTTP(to)
+	at.Path = strings.TrimSuffix(at.Path, wire.UplinkPath) + wire.NoncePath
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("User-Agent", u.opts.Software)
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return "", fmt.Errorf("ask %s for a nonce: %w", shown(at), err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return "", u.refusal(at, resp)
+	}
+	var n wire.Nonce
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxNonceBytes)).Decode(&n); err != nil || n.Nonce == "" {
+		return "", fmt.Errorf("ask %s for a nonce: its answer has none: is this address a touchline cloud?", shown(at))
+	}
+	return n.Nonce, nil
+}
+
 // checkUpgrade refuses a server that upgraded to something else than we asked
 // for. gorilla would compress if the server merely claims that we agreed to.
 func checkUpgrade(resp *http.Response) error {
@@ -101,15 +185,21 @@ func checkUpgrade(resp *http.Response) error {
 	return nil
 }
 
-// refusal describes an answer that is no upgrade.
+// refusal describes an answer that is no upgrade, and closes its body.
 func (u *Uplink) refusal(to *url.URL, resp *http.Response) *failure {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBodyShown))
+	resp.Body.Close()
 	f := &failure{floor: retryAfter(resp.Header, time.Now())}
+	ours := strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json")
 	hint := ""
 	switch resp.StatusCode {
-	case http.StatusUnauthorized, http.StatusForbidden:
-		hint = "; check gateway.id and uplink.token_file"
+	case http.StatusUnauthorized:
+		f.stale = wantsNonce(resp.Header) && u.opts.Credential != nil
+		fallthrough
+	case http.StatusForbidden:
+		hint = "; " + u.who()
 		f.floor = max(f.floor, u.opts.refusedFor())
+		f.middlebox = resp.StatusCode == http.StatusForbidden && !ours
 	case http.StatusNotFound:
 		hint = "; check the path in uplink.urls"
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
@@ -117,6 +207,12 @@ func (u *Uplink) refusal(to *url.URL, resp *http.Response) *failure {
 		hint = fmt.Sprintf("; it points to %.200q: put the right address into uplink.urls", resp.Header.Get("Location"))
 	case http.StatusSwitchingProtocols:
 		hint = "; its upgrade is not a WebSocket's"
+		f.middlebox = true
+	case http.StatusTooManyRequests:
+		f.floor = max(f.floor, overloadLeast)
+	case http.StatusOK, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusUpgradeRequired,
+		http.StatusNotImplemented, http.StatusBadGateway:
+		f.middlebox = !ours
 	}
 	after := ""
 	if f.floor > 0 && resp.Header.Get("Retry-After") != "" {
@@ -124,6 +220,20 @@ func (u *Uplink) refusal(to *url.URL, resp *http.Response) *failure {
 	}
 	f.err = fmt.Errorf("dial %s: server answered %s%s%s%s", shown(to), status(resp), after, hint, said(body))
 	return f
+}
+
+// wantsNonce says whether a 401 is about our clock (RFC 6750, section 3).
+func wantsNonce(h http.Header) bool {
+	challenge := strings.ToLower(h.Get("WWW-Authenticate"))
+	return strings.Contains(challenge, `error="invalid_token"`) && strings.Contains(challenge, "clock")
+}
+
+// who is what a person is to check where we are refused.
+func (u *Uplink) who() string {
+	if u.opts.Credential != nil {
+		return "is this gateway enrolled there (touchline enroll CODE)?"
+	}
+	return "check gateway.id and uplink.token_file"
 }
 
 // status is the status line's part that a person wants, of bounded length.
@@ -142,23 +252,6 @@ func said(body []byte) string {
 		return ""
 	}
 	return fmt.Sprintf("; it said %q", text)
-}
-
-// netDialer returns what opens our TCP connections.
-func netDialer(o *Options) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := &net.Dialer{
-		Timeout: o.HandshakeTimeout,
-		Control: func(_, _ string, raw syscall.RawConn) error { return tuneSocket(raw, 2*o.Heartbeat) },
-	}
-	return d.DialContext
-}
-
-// tlsFor returns what a wss connection is encrypted by.
-func (u *Uplink) tlsFor(to *url.URL) *tls.Config {
-	if u.opts.TLS != nil {
-		return u.opts.TLS(to.Hostname())
-	}
-	return u.tls
 }
 
 // tlsConfig is for wss: the system's roots, and nothing older than TLS 1.2.

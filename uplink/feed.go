@@ -56,7 +56,7 @@ func (s *session) feedLive(ctx context.Context) error {
 			err = errNoBlock
 		}
 		if err != nil && ctx.Err() == nil {
-			return readFailed(err)
+			return sourceFailed(err)
 		}
 		for i := range blocks {
 			s.queue(&blocks[i], wire.Live)
@@ -98,7 +98,7 @@ func (s *session) feedBacklog(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if err != nil && !interrupted {
-			return readFailed(err)
+			return sourceFailed(err)
 		}
 		wake(s.wakeWriter)
 	}
@@ -106,7 +106,7 @@ func (s *session) feedBacklog(ctx context.Context) error {
 
 var errNoBlock = errors.New("source returned no block and no error")
 
-func readFailed(err error) error {
+func sourceFailed(err error) error {
 	return &failure{err: fmt.Errorf("read buffer: %w", err), code: websocket.CloseInternalServerErr}
 }
 

@@ -25,7 +25,7 @@ func FuzzToken(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		u := &Uplink{opts: Options{Token: func() (string, error) { return text, nil }}}
-		token, err := u.token()
+		token, err := u.credential(t.Context(), nil)
 		if err != nil {
 			if word := strings.TrimSpace(text); len(word) > 8 && strings.Contains(err.Error(), word) {
 				t.Errorf("the error shows it: %v", err)
@@ -122,7 +122,7 @@ func FuzzSession(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := newSession(u, conn, to)
+		s := newSession(u, &socket{conn}, to)
 		s.flights.setWindow(wire.Window{Bytes: 1 << 20, Blocks: 16}, time.Now())
 		for line := range bytes.SplitSeq(said, []byte("\n")) {
 			if s.take(line) != nil {

@@ -213,7 +213,7 @@ func TestDial_ChecksCertificatesAsItIsTold(t *testing.T) {
 	o := w.options()
 	o.URLs = []string{server.URL}
 	var asked atomic.Value
-	o.TLS = func(host string) *tls.Config {
+	o.TLS = func(host string, _ *x509.CertPool) *tls.Config {
 		asked.Store(host)
 		roots := x509.NewCertPool()
 		roots.AddCert(server.Certificate())
@@ -351,18 +351,37 @@ func TestSession_IgnoresWhatItDoesNotKnow(t *testing.T) {
 	}
 }
 
-func TestSession_CloseCodesOfRefusalWaitLonger(t *testing.T) {
-	for code, want := range map[int]string{
-		websocket.ClosePolicyViolation: "refuses this gateway",
-		wire.CloseSuperseded:           "used by another gateway too",
-		websocket.CloseTryAgainLater:   "overloaded",
-		wire.CloseProtocol:             "we broke the protocol",
+// The table of docs/protocol.md: how long each close code keeps us away, the
+// first time and, where that differs, the next.
+func TestSession_EachCloseCodeHasItsWait(t *testing.T) {
+	const refused = 30 * time.Second // half of reconnect_max
+	for _, c := range []struct {
+		code        int
+		least, most time.Duration
+		again       time.Duration // least wait after the second in a row
+		want        string
+	}{
+		{1000, 0, time.Second, 0, "closed the session (1000 sorry)"},
+		{1001, 0, time.Second, 0, "goes away"},
+		{1008, 0, time.Second, 0, "ended the session (1008 sorry)"},
+		{1011, 0, time.Second, 0, "closed the session (1011 sorry)"},
+		{1012, 0, 6 * time.Second, 0, "restarts"},
+		{1013, 10 * time.Second, 61 * time.Second, 10 * time.Second, "overloaded"},
+		{4400, refused, refused + time.Second, refused, "we broke the protocol"},
+		{4401, 0, 0, refused, "check gateway.id and uplink.token_file"},
+		{4403, refused, refused + time.Second, refused, "does not let this gateway in"},
+		{4408, 0, time.Second, 0, "4408"},
+		{4409, 10 * time.Second, 11 * time.Second, 20 * time.Second, "used by another box too"},
+		{4413, refused, refused + time.Second, refused, "we broke the protocol"},
+		{4426, 10 * time.Minute, 10*time.Minute + time.Second, 10 * time.Minute, "needs an update"},
+		{4429, 10 * time.Second, 61 * time.Second, 10 * time.Second, "too many sessions"},
+		{4477, refused, refused + time.Second, refused, "closed the session (4477 sorry)"},
 	} {
-		t.Run(fmt.Sprint(code), func(t *testing.T) {
+		t.Run(fmt.Sprint(c.code), func(t *testing.T) {
 			inBubble(t, func(t *testing.T, w *world) {
 				w.cloud.session = func(s *cloudSession) bool {
 					if hello, ok := s.hello(); ok && s.welcome(hello) {
-						s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, "sorry"), time.Time{})
+						s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(c.code, "sorry"), time.Time{})
 						s.serve()
 					}
 					return true
@@ -370,14 +389,27 @@ func TestSession_CloseCodesOfRefusalWaitLonger(t *testing.T) {
 				o := w.options()
 				o.BackoffBase, o.BackoffCap = time.Second, time.Minute
 				u := w.uplink(o)
+				began := time.Now()
 				w.start(u)
 				synctest.Wait()
 				st := u.Stats()
-				if wait := st.NextTry.Sub(st.Since); st.State != Waiting || wait < 30*time.Second {
-					t.Errorf("%s, next try in %v, want at least 30 s", st.State, wait)
+				wait := st.NextTry.Sub(began)
+				if c.most == 0 {
+					if st.Dials != 2 {
+						t.Fatalf("%d dials, want a second one at once", st.Dials)
+					}
+				} else if st.State != Waiting || wait < c.least || wait > c.most {
+					t.Errorf("%s, next try in %v, want %v to %v", st.State, wait, c.least, c.most)
 				}
-				if !contains(st.LastError, want) {
-					t.Errorf("error %q lacks %q", st.LastError, want)
+				if !contains(st.LastError, c.want) {
+					t.Errorf("error %q lacks %q", st.LastError, c.want)
+				}
+				for u.Stats().Dials < 2 {
+					time.Sleep(time.Millisecond)
+				}
+				synctest.Wait()
+				if wait := u.Stats().NextTry.Sub(time.Now()); wait < c.again-time.Millisecond {
+					t.Errorf("after the second: next try in %v, want at least %v", wait, c.again)
 				}
 			})
 		})

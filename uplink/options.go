@@ -1,7 +1,9 @@
 package uplink
 
 import (
+	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -22,16 +24,27 @@ type Options struct {
 	Gateway string // our id; see touchline.CheckGateway
 	// Token returns the credential, read afresh at each dial so that a new
 	// token needs no restart. White space around it is dropped.
-	Token    func() (string, error)
-	Software string // name and version for the cloud's records: "touchline/0.1.0"
+	Token func() (string, error)
+	// Credential, where it is set, is asked in place of Token, for each
+	// request: what it returns may be good for one, and for a short time.
+	Credential func(ctx context.Context, nonce Nonce) (string, error)
+	Software   string // name and version for the cloud's records: "touchline/0.1.0"
 	// Clock is the gateway's clock. Nil is one that is set.
 	Clock Clock
 	// Corrections are what is to be told of it. Nil is nothing.
 	Corrections Corrections
 
-	// TLS returns what a wss connection to a host is encrypted by. Nil is the
-	// system's authorities, by the system's clock.
-	TLS func(host string) *tls.Config
+	// TLS returns what a wss connection to a host is encrypted by, where roots
+	// are the authorities that are believed, nil for the system's. Nil checks
+	// by the system's clock.
+	TLS func(host string, roots *x509.CertPool) *tls.Config
+	// Network says how the cloud is reached.
+	Network Network
+	// KnownStore is the id of the record store that this gateway delivers to,
+	// "" where none is known yet. KeepStore keeps the first one, and one that
+	// AcceptStore is given; it may block for a sync. Nil keeps nothing.
+	KnownStore string
+	KeepStore  func(id string) error
 
 	// HandshakeTimeout bounds TCP connect, TLS and upgrade together, and then
 	// once more the time from hello to welcome.
@@ -51,8 +64,21 @@ type Options struct {
 	BackoffBase, BackoffCap time.Duration
 	// Limits says what of the link blocks may take.
 	Limits Limits
+	// ReturnAfter is how often what is preferred is tried again while something
+	// else is in use: the first address, and a WebSocket where requests have
+	// to do.
+	ReturnAfter time.Duration
 	// StableAfter is how long a session must stay up for n to be 0 again.
 	StableAfter time.Duration
+}
+
+// A Nonce is the cloud's word against replays, for a credential of a gateway
+// whose clock can't be trusted to say that it is fresh.
+type Nonce struct {
+	// Wanted says that the cloud has refused a credential because of our clock.
+	Wanted bool
+	// Fetch asks the cloud for one.
+	Fetch func(ctx context.Context) (string, error)
 }
 
 // Defaults returns the timings that config.toml gives; the caller adds URLs,
@@ -66,6 +92,7 @@ func Defaults() Options {
 		BackoffBase:      time.Second,
 		BackoffCap:       60 * time.Second,
 		StableAfter:      60 * time.Second,
+		ReturnAfter:      10 * time.Minute,
 		Limits:           Limits{BacklogShare: 1},
 	}
 }
@@ -95,7 +122,7 @@ func (o *Options) validate() ([]*url.URL, error) {
 	if s := o.Software; s == "" || len(s) > touchline.MaxNameBytes || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
 		add(fmt.Errorf("uplink: software %.40q: want a name and version of at most %d printable ASCII characters", s, touchline.MaxNameBytes))
 	}
-	if o.Token == nil {
+	if o.Token == nil && o.Credential == nil {
 		add(errors.New("uplink: no source of the token (uplink.token_file)"))
 	}
 	for _, d := range []struct {
@@ -109,12 +136,14 @@ func (o *Options) validate() ([]*url.URL, error) {
 		{"backoff_base", o.BackoffBase},
 		{"backoff_cap", o.BackoffCap},
 		{"stable_after", o.StableAfter},
+		{"return_after", o.ReturnAfter},
 	} {
 		if d.value <= 0 || d.value > 24*time.Hour {
 			add(fmt.Errorf("uplink.%s is %v: want more than 0 and at most 24h", d.name, d.value))
 		}
 	}
 	add(o.Limits.validate())
+	add(o.Network.validate())
 	if o.BackoffCap < o.BackoffBase {
 		add(fmt.Errorf("uplink.backoff_cap (%v) is below uplink.backoff_base (%v)", o.BackoffCap, o.BackoffBase))
 	}

@@ -31,14 +31,12 @@ func (s *session) read(context.Context) error {
 }
 
 func (s *session) readAll() error {
-	s.conn.SetReadLimit(wire.MaxMessageBytes)
-	s.conn.SetPingHandler(s.onPing)
-	s.conn.SetPongHandler(s.onPong)
-	s.conn.SetCloseHandler(func(int, string) error { return nil }) // the writer answers
-	s.conn.SetReadDeadline(s.welcomeBy)
+	s.link.Begin(handlers{ping: s.onPing, pong: s.onPong, moving: s.onMoving})
+	s.link.Deadline(s.welcomeBy)
 	var buf bytes.Buffer
 	for {
-		kind, r, err := s.conn.NextReader()
+		kind, r, err := s.link.Next()
+		s.hears(err)
 		if err != nil {
 			return s.readFailed(err)
 		}
@@ -61,6 +59,16 @@ func (s *session) readAll() error {
 		if buf.Cap() > readBufferBytes {
 			buf = bytes.Buffer{} // a large welcome comes once a session
 		}
+	}
+}
+
+// hears notes that the cloud spoke: a message, or a close frame.
+func (s *session) hears(err error) {
+	var closed *websocket.CloseError
+	if err == nil || errors.As(err, &closed) && closed.Code != websocket.CloseAbnormalClosure {
+		s.mu.Lock()
+		s.heard = true
+		s.mu.Unlock()
 	}
 }
 
@@ -250,13 +258,22 @@ func (s *session) onPong(payload string) error {
 	return nil
 }
 
+// onMoving notes that a large request is getting out: the answer to a ping is
+// behind it. A link that is dead takes no more than the kernel's queue.
+func (s *session) onMoving() {
+	s.extend()
+	s.mu.Lock()
+	s.proof = time.Now()
+	s.mu.Unlock()
+}
+
 // extend moves the read deadline: something came. Before welcome it stands.
 func (s *session) extend() {
 	s.mu.Lock()
 	welcome, by := s.welcome != nil, time.Now().Add(2*s.interval)
 	s.mu.Unlock()
 	if welcome {
-		s.conn.SetReadDeadline(by)
+		s.link.Deadline(by)
 	}
 }
 
@@ -279,7 +296,10 @@ func (l lively) Read(p []byte) (int, error) {
 func (s *session) readFailed(err error) error {
 	var closed *websocket.CloseError
 	var timeout net.Error
+	var known *failure
 	switch {
+	case errors.As(err, &known):
+		return known
 	case errors.As(err, &closed) && closed.Code != websocket.CloseAbnormalClosure:
 		return s.closedBy(closed)
 	case errors.As(err, &timeout) && timeout.Timeout():
@@ -294,24 +314,47 @@ func (s *session) readFailed(err error) error {
 }
 
 // closedBy says what the cloud's close code means; the close frame is answered
-// with the same code (RFC 6455, section 5.5.1).
+// with the same code (RFC 6455, section 5.5.1). The table is in
+// docs/protocol.md.
 func (s *session) closedBy(c *websocket.CloseError) error {
 	f := &failure{code: c.Code}
+	said := fmt.Sprintf("%d %s", c.Code, clip(c.Text))
+	refused := s.u.opts.refusedFor()
 	switch c.Code {
+	case websocket.CloseGoingAway:
+		f.next = true
+		f.err = fmt.Errorf("cloud goes away (%s)", said)
+	case websocket.CloseServiceRestart:
+		f.spread = restartSpread
+		f.err = fmt.Errorf("cloud restarts (%s)", said)
 	case websocket.ClosePolicyViolation:
-		f.floor = s.u.opts.refusedFor()
-		f.err = fmt.Errorf("cloud refuses this gateway (%d %s): check gateway.id and uplink.token_file", c.Code, clip(c.Text))
-	case wire.CloseSuperseded:
-		f.floor = s.u.opts.refusedFor()
-		f.err = fmt.Errorf("a newer session of gateway %q took over (%d): is this id used by another gateway too?", s.u.opts.Gateway, c.Code)
+		f.err = fmt.Errorf("cloud ended the session (%s)", said)
 	case websocket.CloseTryAgainLater:
-		f.floor = s.u.opts.refusedFor()
-		f.err = fmt.Errorf("cloud is overloaded (%d %s)", c.Code, clip(c.Text))
-	case wire.CloseProtocol, websocket.CloseProtocolError:
-		f.floor = s.u.opts.refusedFor()
-		f.err = fmt.Errorf("cloud says that we broke the protocol (%d %s)", c.Code, clip(c.Text))
+		f.floor, f.spread = overloadLeast, overloadSpread
+		f.err = fmt.Errorf("cloud is overloaded (%s)", said)
+	case wire.CloseTooMany:
+		f.floor, f.spread = overloadLeast, overloadSpread
+		f.err = fmt.Errorf("cloud has seen too many sessions of this gateway (%s)", said)
+	case wire.CloseUnauthorized:
+		f.floor, f.fresh = refused, true
+		f.err = fmt.Errorf("cloud takes this gateway's credential no more (%s): %s", said, s.u.who())
+	case wire.CloseForbidden:
+		f.floor = refused
+		f.err = fmt.Errorf("cloud does not let this gateway in (%s): %s", said, s.u.who())
+	case wire.CloseSuperseded:
+		f.taken = true
+		f.err = fmt.Errorf("a newer session of gateway %q took over (%d): is this id, or a copy of this gateway's disk, used by another box too?", s.u.opts.Gateway, c.Code)
+	case wire.CloseProtocol, wire.CloseTooLarge, websocket.CloseProtocolError, websocket.CloseMessageTooBig:
+		f.floor = refused
+		f.err = fmt.Errorf("cloud says that we broke the protocol (%s)", said)
+	case wire.CloseVersion:
+		f.floor = versionFloor
+		f.err = fmt.Errorf("cloud does not speak this version (%s): one of the two needs an update", said)
 	default:
-		f.err = fmt.Errorf("cloud closed the session (%d %s)", c.Code, clip(c.Text))
+		if c.Code >= 4410 && c.Code < 4500 || c.Code >= 4401 && c.Code < 4408 {
+			f.floor = refused
+		}
+		f.err = fmt.Errorf("cloud closed the session (%s)", said)
 	}
 	return f
 }

@@ -2,7 +2,6 @@ package uplink
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,16 +30,17 @@ const (
 	maxHeldInHello = 2000
 )
 
-// A session is one connection, from hello to close. Six goroutines share it:
+// A session is one connection, from hello to close. Seven goroutines share it:
 // write, the only one that writes to the connection; read; feedLive and
 // feedBacklog, which take blocks out of the source; keepLedger, which tells the
-// source what is stored; and closeAtEnd. The first that fails ends all.
+// source what is stored; lookBack, which looks for a better way; and closeAtEnd. The first that fails ends all.
 type session struct {
-	u      *Uplink
-	conn   *websocket.Conn
-	to     *url.URL
-	log    *slog.Logger
-	source Source
+	u        *Uplink
+	link     link
+	to       *url.URL
+	requests bool // in place of a WebSocket
+	log      *slog.Logger
+	source   Source
 
 	wakeWriter chan struct{} // 1 slot: there may be something to write
 	wakeFeeder chan struct{} // 1 slot: there may be room for a read of the backlog
@@ -68,6 +68,7 @@ type session struct {
 	frameBytes int           // size of a frame at most
 	welcome    *wire.Welcome // nil before it is there
 	helloAt    time.Time
+	heard      bool // anything came from the cloud
 	welcomeAt  time.Time
 	stable     bool      // StableAfter has passed
 	welcomeBy  time.Time // the cloud's time for it
@@ -81,10 +82,10 @@ type session struct {
 	drainBy    time.Time // and when at the latest
 }
 
-func newSession(u *Uplink, conn *websocket.Conn, to *url.URL) *session {
+func newSession(u *Uplink, l link, to *url.URL) *session {
 	now := time.Now()
 	return &session{
-		u: u, conn: conn, to: to, log: u.log, source: u.source,
+		u: u, link: l, to: to, log: u.log, source: u.source,
 		wakeWriter: make(chan struct{}, 1),
 		wakeFeeder: make(chan struct{}, 1),
 		wakeLive:   make(chan struct{}, 1),
@@ -105,12 +106,12 @@ func newSession(u *Uplink, conn *websocket.Conn, to *url.URL) *session {
 // run says hello and lives until the connection or ctx ends. It returns how
 // long it was welcome, and why it ended; never nil.
 func (s *session) run(ctx context.Context) (time.Duration, error) {
+	defer s.link.Close()
 	if err := s.sayHello(); err != nil {
-		s.conn.Close()
 		return 0, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	for _, f := range []func(context.Context) error{s.read, s.write, s.feedLive, s.feedBacklog, s.keepLedger, s.closeAtEnd} {
+	for _, f := range []func(context.Context) error{s.read, s.write, s.feedLive, s.feedBacklog, s.keepLedger, s.lookBack, s.closeAtEnd} {
 		g.Go(func() error { return s.because(f(ctx)) })
 	}
 	return s.end(g.Wait())
@@ -139,7 +140,7 @@ func (s *session) end(err error) (time.Duration, error) {
 	f := asFailure(err)
 	if g := s.goaway; g != nil && f != g {
 		// The cloud, or the network, was faster than our polite end.
-		f.floor, f.address = max(f.floor, g.floor), g.address
+		f.floor, f.address, f.leave = max(f.floor, g.floor), g.address, g.leave
 	}
 	if s.welcome == nil {
 		return 0, f
@@ -189,6 +190,9 @@ func (s *session) takeWelcome(w *wire.Welcome) error {
 	if w.MaxFrame < wire.MinFrameBytes {
 		return s.broken(fmt.Errorf("welcome allows frames of %d bytes: touchline.v1 wants at least %d", w.MaxFrame, wire.MinFrameBytes))
 	}
+	if err := s.u.checkStore(w.Store); err != nil {
+		return err
+	}
 	now := time.Now()
 	s.mu.Lock()
 	if s.welcome != nil {
@@ -218,7 +222,7 @@ func (s *session) takeWelcome(w *wire.Welcome) error {
 			return &failure{err: fmt.Errorf("reconcile buffer with the cloud: %w", err), code: websocket.CloseInternalServerErr}
 		}
 	}
-	s.u.setWelcome(w)
+	s.u.setWelcome(w, s.requests)
 	if clock := s.u.opts.Clock; clock != nil {
 		clock.Heard(w.Time, asked)
 	}
@@ -234,37 +238,27 @@ func (s *session) takeWelcome(w *wire.Welcome) error {
 func (s *session) closeAtEnd(ctx context.Context) error {
 	<-ctx.Done()
 	if closeCode(context.Cause(ctx)) == 0 {
-		s.cut()
+		s.link.Cut()
 		return nil
 	}
 	isCut := make(chan struct{})
 	timer := time.AfterFunc(closeGrace, func() {
 		defer close(isCut)
-		s.cut()
+		s.link.Cut()
 	})
 	<-s.readDone
 	// If it was the reader that gave up, what still comes is thrown away: a
 	// socket closed with unread data resets the connection, and the cloud
 	// would not see our close frame.
 	for err := error(nil); err == nil; {
-		_, _, err = s.conn.NextReader()
+		_, _, err = s.link.Next()
 	}
 	<-s.writeDone
 	if !timer.Stop() {
 		<-isCut
 	}
-	s.conn.Close()
+	s.link.Close()
 	return nil
-}
-
-// cut closes the TCP connection itself: closing TLS writes a last record, and
-// would wait seconds for a dead link to take it.
-func (s *session) cut() {
-	conn := s.conn.NetConn()
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
-	}
-	conn.Close()
 }
 
 // closeCode is what the cloud is told as the session ends by cause; 0 is

@@ -3,6 +3,7 @@
 package uplink
 
 import (
+	"errors"
 	"syscall"
 	"time"
 )
@@ -10,3 +11,7 @@ import (
 // tuneSocket does nothing where the options don't exist; the heartbeat finds a
 // dead link all the same.
 func tuneSocket(syscall.RawConn, time.Duration) error { return nil }
+
+// bindToInterface is for systems that have a way to; here the interface's
+// address has to do.
+func bindToInterface(syscall.RawConn, string) error { return errors.ErrUnsupported }

@@ -10,9 +10,9 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
-	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"touchline"
@@ -74,8 +74,10 @@ type Uplink struct {
 	urls    []*url.URL
 	source  Source
 	log     *slog.Logger
-	netDial func(ctx context.Context, network, addr string) (net.Conn, error)
+	netDial dialFunc
+	proxy   proxyChoice
 	tls     *tls.Config
+	retry   chan struct{} // 1 slot: what kept us waiting is settled
 	count   counters
 
 	// minHeartbeat bounds what a cloud can ask for: a ping each millisecond
@@ -86,7 +88,10 @@ type Uplink struct {
 	// stored, so that Stats counts each sample once. Only Run uses it.
 	previous *flights
 
+	wantsNonce atomic.Bool // the cloud has refused a credential because of our clock
+
 	mu      sync.Mutex // covers what follows
+	store   string     // id of the record store that we deliver to; "": none yet
 	status  Stats      // what Run knows; the session and counters have the rest
 	session *session   // the current or last one
 }
@@ -98,7 +103,14 @@ func New(opts Options, source Source, logger *slog.Logger) (*Uplink, error) {
 	if err != nil {
 		return nil, err
 	}
+	proxy, err := chooseProxy(opts.Network.Proxy)
+	if err != nil {
+		return nil, err
+	}
 	return &Uplink{
+		proxy:        proxy,
+		retry:        make(chan struct{}, 1),
+		store:        opts.KnownStore,
 		opts:         opts,
 		urls:         urls,
 		source:       source,
@@ -107,7 +119,7 @@ func New(opts Options, source Source, logger *slog.Logger) (*Uplink, error) {
 		tls:          tlsConfig(),
 		minHeartbeat: time.Second,
 		previous:     newFlights(),
-		status:       Stats{State: Stopped, Since: time.Now()},
+		status:       Stats{State: Stopped, Since: time.Now(), Store: opts.KnownStore},
 	}, nil
 }
 
@@ -118,34 +130,57 @@ func New(opts Options, source Source, logger *slog.Logger) (*Uplink, error) {
 func (u *Uplink) Run(ctx context.Context) error {
 	plan := newSchedule(&u.opts, u.urls)
 	for ctx.Err() == nil {
-		to := plan.next()
+		to, requests := plan.next()
 		u.setState(Connecting, to)
-		up, err := u.attempt(ctx, to)
+		up, err := u.attempt(ctx, to, requests)
 		if ctx.Err() != nil {
 			break
 		}
 		f := asFailure(err)
+		u.wantsNonce.Store(f.stale || u.wantsNonce.Load() && up == 0)
 		wait := plan.wait(to, up, f)
 		u.setWaiting(f, up, wait)
-		sleep(ctx, wait)
+		u.rest(ctx, wait)
 	}
 	u.setState(Stopped, nil)
 	return nil
 }
 
+// rest waits before the next dial.
+func (u *Uplink) rest(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-u.retry:
+	case <-t.C:
+	}
+}
+
 // attempt dials once, and lives through one session if there is one. up is how
 // long the session was welcome.
-func (u *Uplink) attempt(ctx context.Context, to *url.URL) (up time.Duration, err error) {
+func (u *Uplink) attempt(ctx context.Context, to *url.URL, requests bool) (up time.Duration, err error) {
 	u.count.dials.Add(1)
-	conn, err := u.dial(ctx, to)
+	open := u.dialSocket
+	if requests {
+		open = u.openRequests
+	}
+	l, err := open(ctx, to)
 	if err != nil {
 		return 0, err
 	}
-	s := newSession(u, conn, to)
+	s := newSession(u, l, to)
+	s.requests = requests
 	u.mu.Lock()
 	u.session = s
 	u.mu.Unlock()
-	return s.run(ctx)
+	up, err = s.run(ctx)
+	if f := asFailure(err); up == 0 && !requests && f.code == 0 && !s.spoken() {
+		// The upgrade went through, and nothing after it: some proxies do so.
+		f.middlebox = true
+		return 0, f
+	}
+	return up, err
 }
 
 func (u *Uplink) setState(state State, to *url.URL) {
@@ -160,24 +195,15 @@ func (u *Uplink) setState(state State, to *url.URL) {
 	}
 }
 
-// setWelcome notes a session's begin. The first store id is kept: the
-// comparison that refuses another one (stored there says nothing about here)
-// until a person accepts it belongs here, with the id kept in the buffer.
-func (u *Uplink) setWelcome(w *wire.Welcome) {
+// setWelcome notes a session's begin.
+func (u *Uplink) setWelcome(w *wire.Welcome, requests bool) {
 	u.mu.Lock()
-	first := u.status.Store
-	if first == "" {
-		u.status.Store = w.Store
-	}
 	u.status.State, u.status.Since = Connected, time.Now()
-	u.status.Session = w.Session
+	u.status.Session, u.status.Requests = w.Session, requests
 	at := u.status.URL
 	u.mu.Unlock()
 	u.count.sessions.Add(1)
-	if first != "" && first != w.Store {
-		u.log.Warn("the cloud's record store is another one than before", "store", w.Store, "known", first)
-	}
-	u.log.Info("connected", "url", at, "store", w.Store, "session", w.Session,
+	u.log.Info("connected", "url", at, "store", w.Store, "session", w.Session, "by_requests", requests,
 		"window_bytes", w.Window.Bytes, "window_blocks", w.Window.Blocks)
 }
 
@@ -197,6 +223,9 @@ func (u *Uplink) setWaiting(f *failure, up, wait time.Duration) {
 	known := text == u.status.LastError && up == 0
 	now := time.Now()
 	u.status.State, u.status.Since, u.status.NextTry = Waiting, now, now.Add(wait)
+	if u.status.Offered != "" {
+		u.status.State = StoreChanged
+	}
 	u.status.LastError = text
 	at := u.status.URL
 	u.mu.Unlock()

@@ -246,27 +246,17 @@ func (s *session) writeFrame() error {
 	return nil
 }
 
-// writeMessage writes data in fragments, each with its own deadline, and lets
-// due pings and pongs go between them: on a slow link a frame may take longer
-// than a heartbeat.
+// writeMessage writes data, and lets due pings and pongs go meanwhile.
 func (s *session) writeMessage(kind int, data []byte) error {
-	s.conn.SetWriteDeadline(time.Now().Add(s.patience()))
-	w, err := s.conn.NextWriter(kind)
+	var control error
+	err := s.link.Write(kind, data, func() error {
+		control = s.writeControls(time.Now())
+		return control
+	}, func() time.Time { return time.Now().Add(s.patience()) })
+	if control != nil {
+		return control
+	}
 	if err != nil {
-		return dead(fmt.Errorf("write: %w", err))
-	}
-	for len(data) > 0 {
-		n := min(len(data), writeBufferBytes)
-		if _, err := w.Write(data[:n]); err != nil { // flushes the fragment before
-			return dead(fmt.Errorf("write: %w", err))
-		}
-		if err := s.writeControls(time.Now()); err != nil {
-			return err
-		}
-		s.conn.SetWriteDeadline(time.Now().Add(s.patience()))
-		data = data[n:]
-	}
-	if err := w.Close(); err != nil {
 		return dead(fmt.Errorf("write: %w", err))
 	}
 	return nil
@@ -284,12 +274,12 @@ func (s *session) writeControls(now time.Time) error {
 	s.mu.Unlock()
 	by := now.Add(s.patience())
 	if pongDue {
-		if err := s.conn.WriteControl(websocket.PongMessage, pong, by); err != nil {
+		if err := s.link.Pong(pong, by); err != nil {
 			return dead(fmt.Errorf("write pong: %w", err))
 		}
 	}
 	if pingDue {
-		if err := s.conn.WriteControl(websocket.PingMessage, s.stamp(), by); err != nil {
+		if err := s.link.Ping(s.stamp(), by); err != nil {
 			return dead(fmt.Errorf("write ping: %w", err))
 		}
 	}
@@ -320,7 +310,7 @@ func (s *session) sayClose(cause error) {
 		text = "gateway stops"
 	}
 	// An error changes nothing any more: the connection is closed next.
-	_ = s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), time.Now().Add(closeGrace))
+	_ = s.link.SayClose(code, text, time.Now().Add(closeGrace))
 }
 
 // stamp is a ping's payload: nanoseconds of the session's own monotonic clock.
