@@ -120,6 +120,21 @@ type UplinkConfig struct {
 	ReconnectMax  config.Duration `toml:"reconnect_max"`
 	AcceptTimeout config.Duration `toml:"accept_timeout"`
 	StoreTimeout  config.Duration `toml:"store_timeout"`
+	ReturnAfter   config.Duration `toml:"return_after"`
+
+	Proxy             string   `toml:"proxy"`
+	ProxyPasswordFile string   `toml:"proxy_password_file"`
+	Interface         string   `toml:"interface"`
+	CAFile            string   `toml:"ca_file"`
+	Pin               []string `toml:"pin"`
+	ClientCert        string   `toml:"client_cert"`
+	ClientKey         string   `toml:"client_key"`
+
+	LiveFirst    bool        `toml:"live_first"`
+	BacklogOrder string      `toml:"backlog_order"`
+	BacklogShare int         `toml:"backlog_share"`
+	BacklogHours string      `toml:"backlog_hours"`
+	MaxRate      config.Size `toml:"max_rate"`
 }
 
 // LogConfig is the table [log].
@@ -300,6 +315,39 @@ func (c *UplinkConfig) check(report func(key, problem string)) {
 	}
 	if c.StoreTimeout < 1e9 {
 		report("uplink.store_timeout", fmt.Sprintf("%s is too short: want at least 1s", c.StoreTimeout))
+	}
+	if c.ReturnAfter < 1e9 || c.ReturnAfter > 24*3600e9 {
+		report("uplink.return_after", fmt.Sprintf("%s is out of bounds: want 1s to 24h", c.ReturnAfter))
+	}
+	c.checkNetwork(report)
+	if c.BacklogOrder != "oldest" && c.BacklogOrder != "newest" {
+		report("uplink.backlog_order", fmt.Sprintf("%q is unknown: want \"oldest\" or \"newest\"", c.BacklogOrder))
+	}
+	if c.BacklogShare < 1 || c.BacklogShare > 100 {
+		report("uplink.backlog_share", fmt.Sprintf("%d is out of bounds: want 1 to 100, a percentage", c.BacklogShare))
+	}
+	if _, err := ParseHours(c.BacklogHours); err != nil {
+		report("uplink.backlog_hours", err.Error()+", or \"\" for all day")
+	}
+	if c.MaxRate != 0 && c.MaxRate < 8<<10 {
+		report("uplink.max_rate", fmt.Sprintf("%s is too little: want at least 8KiB a second, or 0B for no limit", c.MaxRate))
+	}
+}
+
+func (c *UplinkConfig) checkNetwork(report func(key, problem string)) {
+	if c.Proxy != "" && c.Proxy != "direct" {
+		u, err := url.Parse(c.Proxy)
+		if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) {
+			report("uplink.proxy", "is no address of a proxy: write such as \"http://proxy.example:3128\" or \"socks5://proxy.example:1080\"")
+		} else if u.User != nil {
+			report("uplink.proxy", "has a user or password in it: put them into the file of uplink.proxy_password_file")
+		}
+	}
+	if c.ProxyPasswordFile != "" && (c.Proxy == "" || c.Proxy == "direct") {
+		report("uplink.proxy_password_file", "is set, and uplink.proxy names no proxy")
+	}
+	if (c.ClientCert == "") != (c.ClientKey == "") {
+		report("uplink.client_cert", "and uplink.client_key go together: name both, or neither")
 	}
 }
 

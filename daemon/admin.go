@@ -23,6 +23,7 @@ const (
 	adminCheck  = "/check"
 	adminExport = "/export"
 	adminImport = "/import"
+	adminStore  = "/accept-store"
 	adminStatus = "/status"
 )
 
@@ -91,6 +92,7 @@ func (a *admin) run(ctx context.Context) error {
 	mux.HandleFunc("GET "+adminStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, a.d.Status()) })
 	mux.HandleFunc("POST "+adminExport, a.export)
 	mux.HandleFunc("POST "+adminImport, a.take)
+	mux.HandleFunc("POST "+adminStore, a.acceptStore)
 	server := &http.Server{
 		Handler:           a.guard(mux),
 		ReadHeaderTimeout: 5 * time.Second,

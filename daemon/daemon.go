@@ -238,28 +238,6 @@ func (d *Daemon) openBrokers(logger *slog.Logger) error {
 	return nil
 }
 
-func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
-	c := &d.config.Uplink
-	token := func() (string, error) { return uplinkToken(d.config) }
-	if _, err := token(); err != nil { // now, where a person can see it
-		return err
-	}
-	opts := uplink.Defaults()
-	opts.URLs = c.URLs
-	opts.Gateway = d.config.Gateway.ID
-	opts.Token = token
-	opts.Software = "touchline/" + touchline.Version
-	if d.clock != nil { // nil: Check only asks what would be refused
-		opts.Clock, opts.Corrections, opts.TLS = d.clock, d.buffer, d.tlsTo
-	}
-	opts.AcceptTimeout = time.Duration(c.AcceptTimeout)
-	opts.StoreTimeout = time.Duration(c.StoreTimeout)
-	opts.BackoffBase = time.Duration(c.ReconnectMin)
-	opts.BackoffCap = time.Duration(c.ReconnectMax)
-	d.uplink, err = uplink.New(opts, d.buffer, logger)
-	return err
-}
-
 // tlsTo returns what a connection to a host is encrypted by. A gateway that
 // boots without a clock has to get through to whoever tells it the time.
 func (d *Daemon) tlsTo(host string) *tls.Config { return d.clock.TLS(host, nil) }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -172,6 +173,30 @@ func (f *Folder) Import(ctx context.Context, trusted []string, from io.ReadSeeke
 		return taken, fmt.Errorf("gateway.data: %w", err)
 	}
 	return relay.Take(ctx, relayOptions(f.config), from, trust)
+}
+
+// AcceptStore makes id the record store that this gateway delivers to, and
+// returns it. "" is the one that the cloud shows now, which only a running
+// gateway knows.
+func (f *Folder) AcceptStore(ctx context.Context, id string) (string, error) {
+	if f.Running() {
+		err := f.ask(ctx, http.MethodPost, adminStore+"?id="+url.QueryEscape(id), request{}, func(r io.Reader) error {
+			var answer struct {
+				Store string `json:"store"`
+			}
+			err := json.NewDecoder(r).Decode(&answer)
+			id = answer.Store
+			return err
+		})
+		return id, err
+	}
+	if id == "" {
+		return "", fmt.Errorf("no gateway runs on %s: name the store's id, or start the gateway first", f.config.Gateway.Data)
+	}
+	if err := keepStore(f.config.Gateway.Data, id); err != nil {
+		return "", fmt.Errorf("keep the id of the record store: %w", err)
+	}
+	return id, nil
 }
 
 type request struct {

@@ -354,7 +354,11 @@ func (l *lostRequest) Unwrap() error { return l.err }
 // once sends one request and hears its answer, where fresh says that it is not
 // a repeat.
 func (r *requests) once(method, path string, prepare func(*http.Request), fresh func(http.Header) bool) error {
-	head, err := r.u.head(r.ctx, r.to)
+	// Who we are is shown once; after that the session's id says so.
+	head, err := http.Header{wire.HeaderGateway: {r.u.opts.Gateway}, "User-Agent": {r.u.opts.Software}}, error(nil)
+	if !r.known() {
+		head, err = r.u.head(r.ctx, r.to)
+	}
 	if err != nil && r.u.opts.Credential != nil {
 		return &lostRequest{err} // a nonce is asked for over the same network
 	}
@@ -414,6 +418,16 @@ func (r *requests) once(method, path string, prepare func(*http.Request), fresh 
 		}
 	}
 	return nil
+}
+
+// known says whether the cloud has answered for this session.
+func (r *requests) known() bool {
+	select {
+	case <-r.begun:
+		return true
+	default:
+		return false
+	}
 }
 
 // hear hands on what was heard; it returns false when the link has ended.

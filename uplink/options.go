@@ -62,6 +62,9 @@ type Options struct {
 	// BackoffBase and BackoffCap shape the wait before dial n after a
 	// failure: rand(0, min(cap, base·2ⁿ)).
 	BackoffBase, BackoffCap time.Duration
+	// Epoch is that of this opening of the buffer, by which the cloud tells two
+	// boxes with one identity. Zero says nothing.
+	Epoch touchline.Epoch
 	// Limits says what of the link blocks may take.
 	Limits Limits
 	// ReturnAfter is how often what is preferred is tried again while something

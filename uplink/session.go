@@ -163,6 +163,7 @@ func (s *session) sayHello() error {
 		Software: s.u.opts.Software,
 		Epochs:   said,
 		Clock:    clock.String(),
+		Epoch:    s.u.opts.Epoch,
 	})
 	if err != nil {
 		return fmt.Errorf("say hello: %w", err)

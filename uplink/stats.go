@@ -38,18 +38,21 @@ type Stats struct {
 	Heartbeat float64   `json:"heartbeat_seconds"`       // as agreed in the current session
 	Window    Window    `json:"window"`                  // as the cloud gave it
 	InFlight  Window    `json:"in_flight"`               // sent and not yet accepted
-	Unstored  int       `json:"unstored_blocks"`         // sent in this session and not yet stored
-	Dials     uint64    `json:"dials"`                   // begun
-	Sessions  uint64    `json:"sessions"`                // those that were welcome
-	Blocks    uint64    `json:"blocks_sent"`             // each time that one was sent
-	Samples   uint64    `json:"samples_sent"`            // in those
-	Bytes     uint64    `json:"bytes_sent"`              // of frames
-	Resent    uint64    `json:"blocks_resent"`           // of Blocks, those sent before by this process
-	Stored    uint64    `json:"samples_stored"`          // of those sent by this process, each once
-	Damaged   uint64    `json:"blocks_damaged"`          // read from the buffer with a wrong CRC, and not sent
-	LostSaid  uint64    `json:"lost_announced"`          // messages about lost samples, repeats included
-	LostHeard uint64    `json:"lost_confirmed"`          // confirmed by the cloud
-	ClockSaid uint64    `json:"clock_announced"`         // messages about the clock, repeats included
+	// BacklogFrom is when the backlog goes on, where it waits for its hours or
+	// for max_rate.
+	BacklogFrom *time.Time `json:"backlog_from,omitempty"`
+	Unstored    int        `json:"unstored_blocks"` // sent in this session and not yet stored
+	Dials       uint64     `json:"dials"`           // begun
+	Sessions    uint64     `json:"sessions"`        // those that were welcome
+	Blocks      uint64     `json:"blocks_sent"`     // each time that one was sent
+	Samples     uint64     `json:"samples_sent"`    // in those
+	Bytes       uint64     `json:"bytes_sent"`      // of frames
+	Resent      uint64     `json:"blocks_resent"`   // of Blocks, those sent before by this process
+	Stored      uint64     `json:"samples_stored"`  // of those sent by this process, each once
+	Damaged     uint64     `json:"blocks_damaged"`  // read from the buffer with a wrong CRC, and not sent
+	LostSaid    uint64     `json:"lost_announced"`  // messages about lost samples, repeats included
+	LostHeard   uint64     `json:"lost_confirmed"`  // confirmed by the cloud
+	ClockSaid   uint64     `json:"clock_announced"` // messages about the clock, repeats included
 }
 
 // Window is wire.Window; named here so that readers of Stats need no wire.
@@ -95,4 +98,7 @@ func (s *session) report(st *Stats) {
 	st.Window = s.flights.window
 	st.InFlight = Window{Bytes: s.flights.bytes, Blocks: s.flights.blocks}
 	st.Unstored = s.flights.unstored
+	if at := s.paced; s.welcome != nil && at.Before(never) && at.After(time.Now().Add(time.Minute)) {
+		st.BacklogFrom = &at
+	}
 }

@@ -64,7 +64,7 @@ func command() *cobra.Command {
 	root.PersistentFlags().StringVar(&s.file, "config", "", "settings that differ from the defaults, a TOML `FILE`")
 	root.PersistentFlags().StringVar(&s.data, "data", "", "folder of the buffer, a `DIR` (gateway.data)")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCommand(&s), checkCommand(&s), statusCommand(&s), bufferCommand(&s), keyCommand(&s), sensorCommand(&s), enrollCommand(&s), preflightCommand(&s), simulateCommand(), versionCommand())
+	root.AddCommand(runCommand(&s), checkCommand(&s), statusCommand(&s), bufferCommand(&s), keyCommand(&s), uplinkCommand(&s), sensorCommand(&s), enrollCommand(&s), preflightCommand(&s), simulateCommand(), versionCommand())
 	root.AddCommand(serviceCommands()...)
 	return root
 }

@@ -183,7 +183,18 @@ func printUplink(line func(name, format string, args ...any), s daemon.Status) {
 		line("uplink", "off: uplink.urls is empty, samples stay in the buffer")
 		return
 	}
-	line("uplink", "%s since %s, %s", u.State, ago(s.Time.Sub(u.Since)), u.URL)
+	way := ""
+	if u.Requests {
+		way = ", by HTTPS requests: something on the way refuses WebSockets"
+	}
+	line("uplink", "%s since %s, %s%s", u.State, ago(s.Time.Sub(u.Since)), u.URL, way)
+	if u.Offered != "" {
+		line("", "the cloud's record store is %s, and this gateway delivers to %s: nothing is sent", printable(u.Offered), printable(u.Store))
+		line("", "if that is meant: touchline uplink accept-store %s", printable(u.Offered))
+	}
+	if u.BacklogFrom != nil {
+		line("", "the backlog waits for its hours (uplink.backlog_hours), in %s", ago(u.BacklogFrom.Sub(s.Time)))
+	}
 	if u.Sessions > 0 {
 		line("", "round trip %.1f ms (worst %.1f ms), %d samples stored, %d blocks sent again", u.RTT*1e3, u.RTTWorst*1e3, u.Stored, u.Resent)
 	}

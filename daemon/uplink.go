@@ -1,0 +1,199 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"touchline"
+	"touchline/uplink"
+)
+
+func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
+	c := &d.config.Uplink
+	if _, err := uplinkToken(d.config); err != nil { // now, where a person can see it
+		return err
+	}
+	opts := uplink.Defaults()
+	opts.URLs = c.URLs
+	opts.Gateway = d.config.Gateway.ID
+	opts.Software = "touchline/" + touchline.Version
+	if c.TokenFile != "" {
+		opts.Token = func() (string, error) { return firstLine(c.TokenFile) }
+	} else {
+		opts.Credential = d.credential
+	}
+	opts.AcceptTimeout = time.Duration(c.AcceptTimeout)
+	opts.StoreTimeout = time.Duration(c.StoreTimeout)
+	opts.BackoffBase = time.Duration(c.ReconnectMin)
+	opts.BackoffCap = time.Duration(c.ReconnectMax)
+	opts.ReturnAfter = time.Duration(c.ReturnAfter)
+	if opts.Network, err = network(c); err != nil {
+		return err
+	}
+	if opts.Limits, err = d.limits(); err != nil {
+		return err
+	}
+	if d.clock != nil { // nil: Check only asks what would be refused
+		opts.Clock, opts.Corrections, opts.TLS = d.clock, d.buffer, d.clock.TLS
+		opts.Epoch = d.buffer.Stats().Epoch
+		dir := d.config.Gateway.Data
+		if opts.KnownStore, err = knownStore(dir); err != nil {
+			return err
+		}
+		opts.KeepStore = func(id string) error { return keepStore(dir, id) }
+	}
+	d.uplink, err = uplink.New(opts, d.buffer, logger)
+	return err
+}
+
+// network returns how the cloud is reached. No error shows a password.
+func network(c *touchline.UplinkConfig) (uplink.Network, error) {
+	n := uplink.Network{
+		Proxy: c.Proxy, Interface: c.Interface, CAFile: c.CAFile, Pins: c.Pin, CertFile: c.ClientCert, KeyFile: c.ClientKey,
+	}
+	if c.ProxyPasswordFile == "" {
+		return n, nil
+	}
+	line, err := firstLine(c.ProxyPasswordFile)
+	if err != nil {
+		return n, fmt.Errorf("uplink.proxy_password_file %s: %w", c.ProxyPasswordFile, err)
+	}
+	user, password, ok := strings.Cut(line, ":")
+	u, err := url.Parse(c.Proxy)
+	if !ok || err != nil {
+		return n, fmt.Errorf("uplink.proxy_password_file %s: its first line is not USER:PASSWORD", c.ProxyPasswordFile)
+	}
+	u.User = url.UserPassword(user, password)
+	n.Proxy = u.String()
+	return n, nil
+}
+
+func (d *Daemon) limits() (uplink.Limits, error) {
+	c := &d.config.Uplink
+	l := uplink.Limits{
+		Plain: !c.LiveFirst, NewestFirst: c.BacklogOrder == "newest",
+		MaxRate: int(c.MaxRate), BacklogShare: float64(c.BacklogShare) / 100,
+	}
+	hours, err := touchline.ParseHours(c.BacklogHours)
+	if err != nil {
+		return l, fmt.Errorf("uplink.backlog_hours: %w", err)
+	}
+	if hours != (touchline.Hours{}) && d.clock != nil {
+		l.BacklogFrom = func(now time.Time) time.Time {
+			if d.clock.State() == touchline.ClockUnset {
+				return now // nobody knows what time it is, and data must not wait for that
+			}
+			local, _ := d.clock.Now()
+			return now.Add(hours.Wait(local.Local()))
+		}
+	}
+	return l, nil
+}
+
+// credential signs one handshake. A clock that is not synchronised says nothing
+// about when, so the cloud's nonce does; where none is to be had it is signed
+// without, unless the cloud asked for it.
+func (d *Daemon) credential(ctx context.Context, nonce uplink.Nonce) (string, error) {
+	said := ""
+	if nonce.Wanted || d.clock.State() != touchline.ClockSynchronised {
+		var err error
+		if said, err = nonce.Fetch(ctx); err != nil && (nonce.Wanted || ctx.Err() != nil) {
+			return "", err
+		}
+	}
+	return mint(d.config, said)
+}
+
+// storeFile keeps, in the data folder, the id of the record store that this
+// gateway delivers to: what the cloud calls stored means something there alone.
+const storeFile = "cloud.store"
+
+// maxStoreID bounds what is kept and shown.
+const maxStoreID = 256
+
+// knownStore reads it; "" where there is none.
+func knownStore(dir string) (string, error) {
+	f, err := os.Open(filepath.Join(dir, storeFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read id of the record store: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxStoreID+2))
+	if err != nil {
+		return "", fmt.Errorf("read id of the record store: %w", err)
+	}
+	id := strings.TrimSpace(string(text))
+	if err := checkStoreID(id); err != nil {
+		return "", fmt.Errorf("%s: %w: `touchline uplink accept-store ID` writes it anew", f.Name(), err)
+	}
+	return id, nil
+}
+
+func checkStoreID(id string) error {
+	if id == "" || len(id) > maxStoreID || strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%.40q is no id of a record store", id)
+	}
+	return nil
+}
+
+// keepStore writes it, durable when it returns nil.
+func keepStore(dir, id string) error {
+	if err := checkStoreID(id); err != nil {
+		return err
+	}
+	var random [8]byte
+	rand.Read(random[:]) // never fails
+	name := filepath.Join(dir, storeFile)
+	part := name + "." + hex.EncodeToString(random[:]) + ".part"
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) // it is no secret
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(id + "\n")
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(part, name)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(part))
+	}
+	folder, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// acceptStore answers `touchline uplink accept-store`.
+func (a *admin) acceptStore(w http.ResponseWriter, r *http.Request) {
+	id := r.URL.Query().Get("id")
+	var err error
+	if id != "" {
+		err = checkStoreID(id)
+	}
+	if err == nil && a.d.uplink == nil {
+		err = errors.New("uplink.urls is empty: this gateway delivers to no cloud")
+	}
+	if err == nil {
+		id, err = a.d.uplink.AcceptStore(id)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"store": id})
+}
