@@ -3,7 +3,6 @@ package cloud
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -28,8 +27,6 @@ import (
 // drew and that travel as the credential does, is it.
 
 const (
-	messagesType = "application/vnd.touchline.messages"
-
 	// maxPoll is the longest that a poll waits: proxies cut at 30 s or 60 s.
 	maxPoll = 30 * time.Second
 
@@ -175,7 +172,7 @@ func unknownSession(w http.ResponseWriter) {
 }
 
 func said(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", messagesType)
+	w.Header().Set("Content-Type", wire.MessagesType)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
 }
@@ -212,37 +209,23 @@ func (ps *pipes) serveControl(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// A posted is one message in a body: a byte of opcode as in RFC 6455, four of
-// length, big endian, and the payload.
+// A posted is one message in a body. Its opcodes are those of a WebSocket.
 type posted struct {
 	kind int
 	data []byte
 }
 
-const postedHead = 5
-
-func appendPosted(out []byte, kind int, data []byte) []byte {
-	out = append(out, byte(kind))
-	out = binary.BigEndian.AppendUint32(out, uint32(len(data)))
-	return append(out, data...)
-}
-
 func parsePosted(data []byte, max int) (list []posted, err error) {
-	for len(data) > 0 {
-		if len(data) < postedHead {
-			return nil, fmt.Errorf("%d bytes are left, too few for a message", len(data))
+	for r := bytes.NewReader(data); ; {
+		kind, payload, err := wire.ReadMessage(r, max)
+		if errors.Is(err, io.EOF) {
+			return list, nil
 		}
-		kind, size := int(data[0]), binary.BigEndian.Uint32(data[1:])
-		if kind != websocket.TextMessage && kind != websocket.BinaryMessage && kind != websocket.CloseMessage {
-			return nil, fmt.Errorf("opcode %d: want 1, 2 or 8", kind)
+		if err != nil {
+			return nil, err
 		}
-		if data = data[postedHead:]; uint64(size) > uint64(len(data)) || int(size) > max {
-			return nil, fmt.Errorf("a message has %d bytes: %d are left and %d allowed", size, len(data), max)
-		}
-		list = append(list, posted{kind, data[:size]})
-		data = data[size:]
+		list = append(list, posted{int(kind), payload})
 	}
-	return list, nil
 }
 
 // A pipe is the link over HTTP.
@@ -317,12 +300,11 @@ func (p *pipe) read() (kind int, r io.Reader, err error) {
 			if m.kind != websocket.CloseMessage {
 				return m.kind, bytes.NewReader(m.data), nil
 			}
-			code := websocket.CloseNoStatusReceived
-			if len(m.data) >= 2 {
-				code = int(binary.BigEndian.Uint16(m.data))
-				m.data = m.data[2:]
+			code, reason, err := wire.ParseClose(m.data)
+			if err != nil {
+				code = websocket.CloseNoStatusReceived
 			}
-			return 0, nil, &websocket.CloseError{Code: code, Text: fmt.Sprintf("%.123s", m.data)}
+			return 0, nil, &websocket.CloseError{Code: code, Text: fmt.Sprintf("%.123s", reason)}
 		case <-p.hungUp:
 			return 0, nil, os.ErrDeadlineExceeded
 		case <-p.ended:
@@ -359,7 +341,7 @@ func (p *pipe) write(kind int, data []byte, deadline time.Time) error {
 		p.mu.Lock()
 		waits := len(p.unsaid) + len(p.unheard)
 		if waits == 0 || waits+len(data) <= maxUnsaid || kind == websocket.CloseMessage {
-			p.unsaid = appendPosted(p.unsaid, kind, data)
+			p.unsaid = wire.AppendMessage(p.unsaid, byte(kind), data)
 			p.change()
 			p.mu.Unlock()
 			return nil
