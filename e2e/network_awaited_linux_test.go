@@ -81,6 +81,7 @@ func TestNetwork_ReturnsToTheFirstAddress(t *testing.T) {
 	cloud := fmt.Sprintf("127.0.0.1:%d", s.cloudPort)
 	first, second := relayTo(t, cloud, netlab.RelayOptions{}), relayTo(t, cloud, netlab.RelayOptions{})
 	s.uplinkTo("ws://"+first.Addr(), "ws://"+second.Addr())
+	editFile(t, s.gatewayConfig, "reconnect_min", "return_after = \"1s\"\nreconnect_min")
 	s.startCloud()
 	s.startGateway()
 	c := s.publish(networkCrowd(500)...)

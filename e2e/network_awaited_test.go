@@ -15,7 +15,7 @@ const (
 	backToFirst = "several addresses, back to the first"
 )
 
-var awaited = map[string]bool{liveFirst: true, httpProxy: true, socksProxy: true, fallback: true, backToFirst: true}
+var awaited = map[string]bool{fallback: true}
 
 // await skips a test of something that is awaited, unless
 // TOUCHLINE_TEST_AWAITED is set.

@@ -24,7 +24,7 @@ func TestNetwork_NewSamplesBesideABacklog(t *testing.T) {
 		name, setting string // of the gateway's [uplink]
 		awaited       string
 	}{
-		{name: "oldest first"},
+		{name: "in order", setting: "live_first = false"},
 		{name: "live first", awaited: liveFirst},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -408,7 +408,7 @@ func TestSession_EachCloseCodeHasItsWait(t *testing.T) {
 					time.Sleep(time.Millisecond)
 				}
 				synctest.Wait()
-				if wait := u.Stats().NextTry.Sub(time.Now()); wait < c.again-time.Millisecond {
+				if wait := time.Until(u.Stats().NextTry); wait < c.again-time.Millisecond {
 					t.Errorf("after the second: next try in %v, want at least %v", wait, c.again)
 				}
 			})
