@@ -28,7 +28,7 @@ func folder() string { return must(os.MkdirTemp("", "example")) }
 // A handshake, both sides. The gateway's clock may never have been set: then
 // the cloud refuses the first token as stale and hands out a nonce.
 func Example_handshake() {
-	key := credential.NewGatewayKey() // on the gateway: ReadGatewayKey
+	key := credential.NewGatewayKey() // on the gateway: identity.LoadOrMake
 	nonces := must(credential.NewNonces())
 	verifier := must(credential.NewVerifier(nonces, "127.0.0.1"))
 	registered := func(gateway string) ([]credential.GatewayKey, error) {

@@ -9,20 +9,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 )
 
-// A gateway is known by an Ed25519 key (RFC 8032). The private half never
-// leaves its data folder; the cloud keeps the public half.
-const (
-	GatewayKeyFile     = "gateway.key"
-	NextGatewayKeyFile = "gateway.key.next" // while a roll is under way
-)
-
-// NewGatewayKey draws a key.
+// NewGatewayKey draws a key (Ed25519, RFC 8032). The private half never leaves
+// the gateway's data folder, where package identity keeps it; the cloud has the
+// public half.
 func NewGatewayKey() ed25519.PrivateKey {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -34,54 +27,6 @@ func NewGatewayKey() ed25519.PrivateKey {
 // PublicKey returns the public half.
 func PublicKey(key ed25519.PrivateKey) ed25519.PublicKey {
 	return key.Public().(ed25519.PublicKey)
-}
-
-const maxKeyFile = 4096 // an Ed25519 key in PEM has 119 bytes
-
-// CreateGatewayKey writes a key (PKCS #8 in PEM, 0600), durable when it
-// returns nil. It never replaces a file: its error wraps fs.ErrExist.
-func CreateGatewayKey(file string, key ed25519.PrivateKey) error {
-	text, err := privatePEM(key)
-	if err != nil {
-		return err
-	}
-	return createFile(file, text, 0o600)
-}
-
-// ReplaceGatewayKey puts the key in file next into the place of file, durable
-// when it returns nil: the end of a key roll, once the cloud has confirmed it.
-func ReplaceGatewayKey(file, next string) error {
-	if _, err := ReadGatewayKey(next); err != nil {
-		return err
-	}
-	if err := os.Rename(next, file); err != nil {
-		return fmt.Errorf("replace gateway key: %w", err)
-	}
-	if err := syncFolder(filepath.Dir(file)); err != nil {
-		return fmt.Errorf("replace gateway key: %w", err)
-	}
-	return nil
-}
-
-// ReadGatewayKey reads a key, and refuses one that other users can reach.
-// The error of a missing file wraps fs.ErrNotExist.
-func ReadGatewayKey(file string) (ed25519.PrivateKey, error) {
-	text, info, err := readFile(file, maxKeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("read gateway key: %w", err)
-	}
-	if err := checkPrivate(file, info); err != nil {
-		return nil, fmt.Errorf("read gateway key: %w", err)
-	}
-	parsed, err := parsePrivatePEM(text)
-	if err != nil {
-		return nil, fmt.Errorf("read gateway key: %s %w: restore it, or enroll this gateway anew", file, err)
-	}
-	key, ok := parsed.(ed25519.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("read gateway key: %s holds a key of another kind: want Ed25519", file)
-	}
-	return key, nil
 }
 
 func privatePEM(key any) ([]byte, error) {

@@ -533,9 +533,6 @@ func TestFiles_BelongToTheOwnerOfTheFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	add(t, openKeys(t, filepath.Join(folder, SensorKeysFile)), "belt")
-	if err := CreateGatewayKey(filepath.Join(folder, GatewayKeyFile), NewGatewayKey()); err != nil {
-		t.Fatal(err)
-	}
 	ca, err := CreateCA(folder, CAOptions{Name: "x", Domains: LocalDomains, Networks: LocalNetworks})
 	if err != nil {
 		t.Fatal(err)
@@ -544,7 +541,7 @@ func TestFiles_BelongToTheOwnerOfTheFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	files, err := os.ReadDir(folder)
-	if err != nil || len(files) != 6 {
+	if err != nil || len(files) != 5 {
 		t.Fatal(files, err)
 	}
 	for _, f := range files {

@@ -3,12 +3,12 @@ package daemon
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"touchline"
+	"touchline/clock"
 	"touchline/credential"
 	"touchline/identity"
 	"touchline/wire"
@@ -50,15 +51,15 @@ func (f *Folder) Enrol(ctx context.Context, o EnrolOptions) (wire.Enrolled, erro
 	if err != nil {
 		return fail(err)
 	}
-	client, err := enrolClient(o)
-	if err != nil {
-		return fail(err)
-	}
-	defer client.CloseIdleConnections()
 	dir := f.config.Gateway.Data
 	if err := os.MkdirAll(dir, 0o700); err != nil { // a technician enrols before the first start
 		return fail(fmt.Errorf("gateway.data: %w", err))
 	}
+	client, err := enrolClient(o, dir)
+	if err != nil {
+		return fail(err)
+	}
+	defer client.CloseIdleConnections()
 	key, err := identity.LoadOrMake(dir)
 	if err != nil {
 		return fail(err)
@@ -102,20 +103,29 @@ func enrolBase(o EnrolOptions) (string, error) {
 	return scheme[u.Scheme] + "://" + u.Host, nil
 }
 
-func enrolClient(o EnrolOptions) (*http.Client, error) {
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
+// enrolClient checks certificates by the gateway's clock, which may not be set.
+func enrolClient(o EnrolOptions, dir string) (*http.Client, error) {
+	watch, err := clock.Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(o.Cloud)
+	if err != nil {
+		return nil, err
+	}
+	var roots *x509.CertPool
 	if o.CAFile != "" {
 		text, err := os.ReadFile(o.CAFile)
 		if err != nil {
 			return nil, err
 		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(text) {
+		roots = x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(text) {
 			return nil, fmt.Errorf("%s holds no certificate (PEM)", o.CAFile)
 		}
 	}
 	return &http.Client{
-		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config, TLSHandshakeTimeout: enrolTimeout, ForceAttemptHTTP2: true},
+		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: watch.TLS(u.Hostname(), roots), TLSHandshakeTimeout: enrolTimeout, ForceAttemptHTTP2: true},
 		Timeout:   enrolTimeout,
 		// A redirect would take the code to wherever it points.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

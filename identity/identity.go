@@ -101,6 +101,10 @@ func Load(dir string) (ed25519.PrivateKey, error) {
 		return nil, fmt.Errorf("gateway key %s is no key file: restore it from a backup; or move it away, and a new one is made, "+
 			"whose public half the cloud must be told", path)
 	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("gateway key %s can be reached by other users (mode %04o): chmod 600 it; if somebody may have read it, move it away "+
+			"and enroll this gateway anew", path, mode)
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read gateway key: %w", err)

@@ -51,6 +51,19 @@ func TestLoadOrMake_KeepsOneKey(t *testing.T) {
 	}
 }
 
+func TestLoad_RefusesAKeyThatOthersCanRead(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := identity.LoadOrMake(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, identity.FileName), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := identity.LoadOrMake(dir); err == nil || !strings.Contains(err.Error(), "chmod 600") {
+		t.Errorf("the error is %v, want one with chmod 600", err)
+	}
+}
+
 // TestLoadOrMake_NeverReplacesWhatItCantRead: a new key would be another
 // gateway to the cloud.
 func TestLoadOrMake_NeverReplacesWhatItCantRead(t *testing.T) {
