@@ -37,14 +37,13 @@ func KeepGatewayID(dir, id string) error {
 	return errors.Join(folder.Sync(), folder.Close())
 }
 
-// enrolledID reads the file; "" where there is none.
+// enrolledID reads the file; "" where there is none, or a folder that can't be
+// entered: commands that ask a running gateway are for other users too, and
+// whatever needs the folder will say what is wrong with it.
 func enrolledID(dir string) (string, error) {
 	f, err := os.Open(filepath.Join(dir, GatewayIDFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return "", nil
-	}
 	if err != nil {
-		return "", err
+		return "", nil
 	}
 	defer f.Close()
 	line, err := bufio.NewReaderSize(f, 4<<10).ReadString('\n')
