@@ -2,6 +2,7 @@
 # make test        installs what the tests need, then runs them all
 # make test-long   the long forms
 # make fuzz        every decoder is fed with anything, FUZZTIME each
+# make check      make test, and gosec and govulncheck
 # make bench       the yardstick: gateway and cloud under load, beside a peer
 # make build       bin/touchline, bin/touchline-cloud
 
@@ -10,7 +11,7 @@ SHELL := /bin/bash
 GO ?= go
 FUZZTIME ?= 30s
 
-.PHONY: build demo test test-long fuzz check static bench microbench clean
+.PHONY: build demo test test-long fuzz check static security bench microbench clean
 
 build:
 	@.ci/setup build
@@ -41,7 +42,12 @@ fuzz:
 	@.ci/setup build
 	@$(GO) run ./internal/fuzzall -for $(FUZZTIME)
 
-check: test
+check: test security
+
+# The tools are built the first time, which takes some minutes.
+security:
+	@.ci/setup build
+	@.ci/security
 
 static:
 	@.ci/setup build
