@@ -48,6 +48,21 @@ func newBacklog(held []wire.Held, newestFirst bool) backlog {
 	return b
 }
 
+// add takes over what the live lane gave up. Where the backlog is still being
+// read it comes to that by itself.
+func (b *backlog) add(h *handover) {
+	if h.spilled == nil {
+		return
+	}
+	at := *h.spilled
+	h.spilled = nil
+	if b.byRuns() {
+		b.runs = append(b.runs, span{at.Epoch, at.Seq + 1, h.liveFrom[at.Epoch]})
+	} else if b.done {
+		b.done, b.after = false, at
+	}
+}
+
 // byRuns says whether the newest go first now. After the last run all is gone
 // through once more from the oldest on, so that what a run has missed, because
 // it was changed under it, is found.

@@ -16,6 +16,10 @@ import (
 // the buffer no longer has.
 const rereadPatience = 5 * time.Second
 
+// spillAfter is how long what is new may wait to be sent before it is a part of
+// the backlog.
+const spillAfter = 300 * time.Millisecond
+
 // resend calls flights back and tells the feeder. The caller holds s.mu.
 func (s *session) resend(list []*flight, now time.Time) {
 	for _, f := range list {
@@ -40,14 +44,19 @@ func (s *session) feedLive(ctx context.Context) error {
 		return nil // feedBacklog reads it all
 	}
 	after := s.liveAfter
+	timer := time.NewTimer(spillAfter)
+	defer timer.Stop()
 	for ctx.Err() == nil {
+		after = s.spill(after, time.Now())
 		s.mu.Lock()
 		maxBytes := s.room(wire.Live)
 		s.mu.Unlock()
 		if maxBytes == 0 {
+			timer.Reset(spillAfter)
 			select {
 			case <-ctx.Done():
 			case <-s.wakeLive:
+			case <-timer.C:
 			}
 			continue
 		}
@@ -65,6 +74,53 @@ func (s *session) feedLive(ctx context.Context) error {
 		wake(s.wakeWriter)
 	}
 	return context.Cause(ctx)
+}
+
+// A mark is what was the end of the buffer at a time.
+type mark struct {
+	end touchline.Position
+	at  time.Time
+}
+
+// spill makes a backlog of the live lane when that does not get through: a
+// sample that is taken now must not wait behind what was taken while the link
+// stood still or the window was closed, or behind more than the link carries.
+// The lane is late when what was the end of the buffer spillAfter ago is not
+// read, or waits to be sent. It returns where the live lane goes on; what it
+// had read is read again by the other.
+func (s *session) spill(after touchline.Position, now time.Time) touchline.Position {
+	if now.Sub(s.mark.at) < spillAfter {
+		return after
+	}
+	held, _ := s.source.Held()
+	if len(held) == 0 {
+		return after
+	}
+	last := held[len(held)-1]
+	was, end := s.mark.end, touchline.Position{Epoch: last.Epoch, Seq: max(last.Next, 1) - 1}
+	s.mark = mark{end, now}
+	if end.Epoch != after.Epoch {
+		return after
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	line := s.handover.lines[lineLive]
+	waits := len(line) > 0 && now.Sub(line[0].at) >= spillAfter
+	if end.Seq <= after.Seq || !waits && (was.Epoch != after.Epoch || after.Seq >= was.Seq) {
+		return after // it keeps up, or there is nothing newer to let pass
+	}
+	before, any := s.handover.dropLive()
+	if !any {
+		before = after
+	}
+	for _, h := range held {
+		s.handover.liveFrom[h.Epoch] = max(s.handover.liveFrom[h.Epoch], h.Next)
+	}
+	if s.handover.spilled == nil { // else that one is before this
+		s.handover.spilled = &before
+	}
+	wake(s.wakeFeeder)
+	return end
 }
 
 // feedBacklog reads what was there at hello into the hand-over, and what is to
@@ -124,6 +180,7 @@ func behind(after touchline.Position, blocks []wire.Block) touchline.Position {
 func (s *session) nextRead(ctx context.Context) (f *flight, maxBytes int, call context.Context, done context.CancelFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.backlog.add(&s.handover)
 	if s.goaway != nil || s.handover.bytes[wire.Backlog] >= handoverBytes/2 {
 		return nil, 0, nil, nil
 	}

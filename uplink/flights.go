@@ -34,7 +34,7 @@ type flight struct {
 	nums    touchline.Range
 	bytes   int
 	state   flightState
-	paced   bool      // in flight, and counted by the pace of the backlog
+	lane    wire.Lane // in which it counts while it is in flight
 	sends   int       // how often it was sent
 	damaged int       // how often the cloud asked for it because of its CRC
 	sent    uint64    // number of its last launch
@@ -68,13 +68,6 @@ type launch struct {
 
 func newFlights() *flights {
 	return &flights{byEpoch: make(map[touchline.Epoch][]*flight)}
-}
-
-// paceBacklog notes that the block that was launched last is of the backlog.
-func (fs *flights) paceBacklog() {
-	f := fs.order[len(fs.order)-1].f
-	f.paced = true
-	fs.pace.launched(f.bytes)
 }
 
 // paused says whether the cloud wants nothing at all.
@@ -121,10 +114,10 @@ func (fs *flights) find(epoch touchline.Epoch, first uint64) *flight {
 	return nil
 }
 
-// launch notes that b is being sent. It returns false where it should not be:
+// launch notes that b is being sent, in the lane in which it counts. It returns false where it should not be:
 // it is on its way or accepted already, or a resend was asked for and the
 // block was stored meanwhile.
-func (fs *flights) launch(b *wire.Block, resend bool, now time.Time) bool {
+func (fs *flights) launch(b *wire.Block, resend bool, lane wire.Lane, now time.Time) bool {
 	f := fs.find(b.Epoch, b.First)
 	switch {
 	case f == nil && resend, f != nil && f.state != again:
@@ -143,6 +136,8 @@ func (fs *flights) launch(b *wire.Block, resend bool, now time.Time) bool {
 		fs.oldestSince = now
 	}
 	fs.order = append(fs.order, launch{f, f.sent})
+	f.lane = lane
+	fs.pace.launched(lane, f.bytes)
 	fs.bytes += f.bytes
 	fs.blocks++
 	return true
@@ -262,13 +257,11 @@ func (fs *flights) land(f *flight, to flightState, now time.Time) {
 	if f.state == inFlight {
 		fs.bytes -= f.bytes
 		fs.blocks--
-		switch {
-		case f.paced && to == accepted:
-			fs.pace.arrived(f.bytes, f.at, now)
-		case f.paced:
-			fs.pace.left(f.bytes)
+		if to == accepted {
+			fs.pace.arrived(f.lane, f.bytes, f.at, now)
+		} else {
+			fs.pace.left(f.lane, f.bytes)
 		}
-		f.paced = false
 		if fs.bytes < 0 || fs.blocks < 0 {
 			panic(fmt.Sprintf("BUG: %d bytes in %d blocks in flight", fs.bytes, fs.blocks))
 		}

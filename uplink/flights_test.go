@@ -52,7 +52,7 @@ func TestFlights_AgreeWithAModel(t *testing.T) {
 				if !fits {
 					continue
 				}
-				if !fs.launch(&b.Block, resend, now) {
+				if !fs.launch(&b.Block, resend, wire.Live, now) {
 					t.Fatalf("launch of %d refused", b.First)
 				}
 				if !resend {

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"context"
+	"time"
 
 	"touchline"
 	"touchline/wire"
@@ -24,6 +25,9 @@ type handover struct {
 	// hello; an epoch that is not in it began after hello. Those blocks are of
 	// the live lane.
 	liveFrom map[touchline.Epoch]uint64
+	// spilled is what was of the live lane and is of the backlog now: what
+	// follows it. feedBacklog takes it from here; nil is none.
+	spilled *touchline.Position
 	// cancel ends the Next of the backlog that is running, because something
 	// more urgent came up; nil if none is.
 	cancel context.CancelFunc
@@ -40,6 +44,7 @@ const (
 type queued struct {
 	block  wire.FrameBlock
 	resend bool
+	at     time.Time // when it was queued
 }
 
 func newHandover() handover {
@@ -54,7 +59,7 @@ func (h *handover) push(b wire.Block, lane wire.Lane, resend bool) {
 	case lane == wire.Backlog:
 		line = lineBacklog
 	}
-	h.lines[line] = append(h.lines[line], queued{wire.FrameBlock{Block: b, Lane: lane}, resend})
+	h.lines[line] = append(h.lines[line], queued{wire.FrameBlock{Block: b, Lane: lane}, resend, time.Now()})
 	h.bytes[laneOfLine(line)] += len(b.Data)
 }
 
@@ -93,4 +98,15 @@ func (h *handover) interrupt() {
 		h.cancel()
 		h.cancel = nil
 	}
+}
+
+// dropLive empties the live line, and returns the position before it.
+func (h *handover) dropLive() (before touchline.Position, any bool) {
+	line := h.lines[lineLive]
+	if len(line) == 0 {
+		return before, false
+	}
+	h.lines[lineLive], h.bytes[wire.Live] = nil, 0
+	b := &line[0].block
+	return touchline.Position{Epoch: b.Epoch, Seq: b.First - 1}, true
 }

@@ -4,6 +4,8 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"touchline/wire"
 )
 
 const (
@@ -44,8 +46,8 @@ type pace struct {
 	limits Limits
 	began  time.Time
 
-	limit    int // bytes of the backlog that may be under way
-	inFlight int // and those that are
+	limit    int    // bytes of a lane that may be under way
+	inFlight [2]int // and those that are, by lane
 	starting bool
 	full     bool // limit was reached in this round
 
@@ -67,16 +69,22 @@ func newPace(l Limits, now time.Time) pace {
 	}
 }
 
-// live returns when the next live frame may go: now, unless max_rate is used
-// up by live frames alone.
-func (p *pace) live(now time.Time) time.Time {
+// live returns when the next n bytes of the live lane may go: now, at that
+// time, or, where only an arrival can tell, never. Few blocks never wait; many
+// are a backlog in the making (see spill), and must not fill the queues either.
+func (p *pace) live(n int, now time.Time) time.Time {
+	mine, bulk := p.inFlight[wire.Live], max(p.limit, startBytes)
+	if mine > 0 && (mine+n > bulk || p.probing && mine+n > bulk/2) && !p.limits.Plain {
+		p.full = p.full || !p.probing
+		return never
+	}
 	return p.earned(now, -float64(p.limits.MaxRate)) // a second's worth beyond what the backlog may
 }
 
-// backlog returns when the next n bytes of the backlog may go: now, at that
-// time, or, where only an arrival can tell, never.
+// backlog is the same for the backlog, which counts what is live as well.
 func (p *pace) backlog(n int, now time.Time) time.Time {
-	if p.inFlight > 0 && (p.probing || p.inFlight+n > p.limit) && !p.limits.Plain {
+	all := p.inFlight[wire.Live] + p.inFlight[wire.Backlog]
+	if p.inFlight[wire.Backlog] > 0 && (p.probing || all+n > p.limit) && !p.limits.Plain {
 		p.full = p.full || !p.probing
 		return never
 	}
@@ -121,15 +129,15 @@ func (p *pace) earned(now time.Time, least float64) time.Time {
 // spend notes n bytes of a frame.
 func (p *pace) spend(n int) { p.tokens -= float64(n) }
 
-// launched notes n bytes of the backlog on their way.
-func (p *pace) launched(n int) { p.inFlight += n }
+// launched notes n bytes on their way.
+func (p *pace) launched(lane wire.Lane, n int) { p.inFlight[lane] += n }
 
 // left notes n bytes that are called back, or forgotten.
-func (p *pace) left(n int) { p.inFlight -= n }
+func (p *pace) left(lane wire.Lane, n int) { p.inFlight[lane] -= n }
 
 // arrived notes n bytes that the cloud has, sent at the time given.
-func (p *pace) arrived(n int, sent, now time.Time) {
-	p.inFlight -= n
+func (p *pace) arrived(lane wire.Lane, n int, sent, now time.Time) {
+	p.inFlight[lane] -= n
 	way := max(now.Sub(sent), 1)
 	p.ways[p.way%lastWays] = way
 	p.way++
@@ -140,7 +148,7 @@ func (p *pace) arrived(n int, sent, now time.Time) {
 		p.endRound(now)
 	}
 	switch {
-	case p.probing && (p.inFlight == 0 || now.Sub(p.probeAt) > probePatience):
+	case p.probing && (p.inFlight == [2]int{} || now.Sub(p.probeAt) > probePatience):
 		// What is sent next finds the queues empty.
 		p.probing, p.probeAt = false, now.Add(probeEvery)
 		p.earlier, p.base = p.base, 0

@@ -56,6 +56,7 @@ type session struct {
 	// backlog is feedBacklog's own, but for what its comment says.
 	backlog   backlog
 	liveAfter touchline.Position // what follows was committed after hello
+	mark      mark               // feedLive's own
 
 	mu         sync.Mutex // covers what follows
 	ended      bool

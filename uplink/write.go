@@ -191,7 +191,7 @@ func (s *session) takeLine(line int, now time.Time) {
 		if len(s.frame) > 0 && size+n > limit {
 			return // a single block may be larger, never than a frame
 		}
-		at := pace.live(now)
+		at := pace.live(n, now)
 		if line != lineLive {
 			at = pace.backlog(n, now)
 		}
@@ -203,11 +203,8 @@ func (s *session) takeLine(line int, now time.Time) {
 		}
 		taken := s.handover.pop(line)
 		s.wakeFeeders()
-		if !s.flights.launch(&taken.block.Block, taken.resend, now) {
+		if !s.flights.launch(&taken.block.Block, taken.resend, laneOfLine(line), now) {
 			continue
-		}
-		if line != lineLive {
-			s.flights.paceBacklog()
 		}
 		pace.spend(n)
 		s.countSent(&taken.block.Block, taken.resend, now)
