@@ -49,10 +49,13 @@ func TestFallback_DeliversWhereUpgradesAreRefused(t *testing.T) {
 			if !st.Requests || st.State != Connected || st.Sessions != 1 {
 				t.Errorf("%s: %s in session %d, by requests: %v", name, st.State, st.Sessions, st.Requests)
 			}
-			if b.upgrades != fallbackAfter {
-				t.Errorf("%s: %d upgrades were tried, want %d", name, b.upgrades, fallbackAfter)
+			b.mu.Lock()
+			upgrades, lost := b.upgrades, b.lost
+			b.mu.Unlock()
+			if upgrades != fallbackAfter {
+				t.Errorf("%s: %d upgrades were tried, want %d", name, upgrades, fallbackAfter)
 			}
-			if lossy && b.lost == 0 {
+			if lossy && lost == 0 {
 				t.Error("no answer was lost: this test shows nothing")
 			}
 			stop()
