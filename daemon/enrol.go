@@ -201,9 +201,9 @@ func mint(c touchline.Config, nonce string) (string, error) {
 
 // uplinkToken returns what the handshakes carry: the token in uplink.token_file,
 // or else a signature with the gateway's key.
-func uplinkToken(c touchline.Config) (string, error) {
+func uplinkToken(c touchline.Config, nonce string) (string, error) {
 	if c.Uplink.TokenFile == "" {
-		token, err := mint(c, "")
+		token, err := mint(c, nonce)
 		if err != nil {
 			return "", fmt.Errorf("uplink.token_file is empty, and the gateway's key can't sign: %w", err)
 		}

@@ -114,7 +114,7 @@ func TestEnrol_RegistersTheKeyThatSignsEachHandshakeFromThenOn(t *testing.T) {
 	if h, err := verifier.Verify(first, known); err != nil || h.Gateway != "north" {
 		t.Errorf("the handshake's token: %+v %v", h, err)
 	}
-	if second, err := uplinkToken(c); err != nil || second == first {
+	if second, err := uplinkToken(c, ""); err != nil || second == first {
 		t.Errorf("a second handshake has the token of the first: %v", err)
 	}
 }

@@ -92,8 +92,9 @@ func (f *Folder) Status(ctx context.Context) (status Status, err error) {
 	return status, err
 }
 
-// Credential returns what a handshake with the cloud carries.
-func (f *Folder) Credential() (string, error) { return uplinkToken(f.config) }
+// Credential returns what a handshake with the cloud carries. nonce is one
+// that the cloud gave, or empty.
+func (f *Folder) Credential(nonce string) (string, error) { return uplinkToken(f.config, nonce) }
 
 // Check says what the buffer holds and what is wrong with it.
 func (f *Folder) Check(ctx context.Context) (report Report, err error) {

@@ -21,7 +21,7 @@ import (
 
 func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
 	c := &d.config.Uplink
-	if _, err := uplinkToken(d.config); err != nil { // now, where a person can see it
+	if _, err := uplinkToken(d.config, ""); err != nil { // now, where a person can see it
 		return err
 	}
 	opts := uplink.Defaults()

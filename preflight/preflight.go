@@ -22,7 +22,7 @@ type Options struct {
 	URLs     []string // of the cloud, ws or wss; none: the gateway just buffers
 	Gateway  string
 	Software string
-	Token    func() (string, error)                          // what a handshake carries
+	Token    func(nonce string) (string, error)              // what a handshake carries; nonce is the cloud's, or empty
 	Proxy    func(*http.Request) (*url.URL, error)           // nil: none
 	TLS      *tls.Config                                     // own roots and the like; nil: the system's
 	Lookup   func(context.Context, string) ([]string, error) // of host names; nil: the system's

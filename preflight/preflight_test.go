@@ -244,11 +244,11 @@ func TestRun_SaysWhatIsInTheWay(t *testing.T) {
 			"tls", []string{"and this clock shows", "clock"}},
 		{"no TLS there", func(t *testing.T, o *preflight.Options) string { return "wss://" + serve(t, nil, cloud).Host }, "tls", []string{"TLS handshake", "breaks TLS"}},
 		{"wrong credential", func(t *testing.T, o *preflight.Options) string {
-			o.Token = func() (string, error) { return "guessed", nil }
+			o.Token = func(string) (string, error) { return "guessed", nil }
 			return serve(t, nil, cloud).String()
 		}, "authentication", []string{"does not let venue-1 in", "the token is not known", "touchline enroll"}},
 		{"no credential", func(t *testing.T, o *preflight.Options) string {
-			o.Token = func() (string, error) { return "", errors.New("there is no token") }
+			o.Token = func(string) (string, error) { return "", errors.New("there is no token") }
 			return serve(t, nil, cloud).String()
 		}, "upgrade", []string{"there is no token", "touchline enroll"}},
 		{"upgrade forbidden", func(t *testing.T, o *preflight.Options) string {
@@ -272,7 +272,7 @@ func TestRun_SaysWhatIsInTheWay(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			o := preflight.Options{
 				Dir: t.TempDir(), Gateway: "venue-1", Software: "touchline/test", TLS: &tls.Config{RootCAs: own.roots, MinVersion: tls.VersionTLS12},
-				Token: func() (string, error) { return "good", nil },
+				Token: func(string) (string, error) { return "good", nil },
 			}
 			o.URLs = []string{c.to(t, &o)}
 			r := preflight.Run(t.Context(), o)

@@ -36,7 +36,7 @@ const (
 // upgrade makes the handshake of the uplink, without beginning a session, and
 // measures what comes back.
 func (w *way) upgrade(ctx context.Context, name string) bool {
-	token, err := w.o.Token()
+	token, err := w.o.Token(w.nonce(ctx))
 	if err != nil {
 		w.r.fail(name, err, "put the token there, or register this gateway with `touchline enroll CODE`")
 		return false
@@ -68,6 +68,33 @@ func (w *way) upgrade(ctx context.Context, name string) bool {
 	w.r.ok(name, "WebSocket in %s, and %s is let in", round(time.Since(began)), w.o.Gateway)
 	w.measure(ctx, conn)
 	return true
+}
+
+// nonce asks the cloud for one, with which it lets in a gateway whose clock is
+// wrong, or whose token it could have seen before it was started again. Where
+// it gives none, the handshake will say why.
+func (w *way) nonce(ctx context.Context) string {
+	at := url.URL{Scheme: "http", Host: w.to.Host, Path: wire.NoncePath}
+	if w.to.Scheme == "wss" {
+		at.Scheme = "https"
+	}
+	transport := &http.Transport{TLSClientConfig: w.config(), DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return w.dial(ctx) }}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	if err != nil {
+		return ""
+	}
+	resp, err := (&http.Client{Transport: transport, Timeout: stepTimeout}).Do(req)
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	var answer wire.Nonce
+	if resp.StatusCode != http.StatusOK || json.NewDecoder(io.LimitReader(resp.Body, 4<<10)).Decode(&answer) != nil {
+		return ""
+	}
+	return answer.Nonce
 }
 
 // cloudClock compares clocks, by the middle of the handshake.
