@@ -21,12 +21,13 @@ func TestMutation_HarnessFindsBrokenPrograms(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		tag, program string
+		settings     string        // with which it is broken: others may mend what it does
 		strike       func(*killer) // the kills that hurt this one most
 		found        func(*verdict) bool
 	}{
 		{tag: "mutant_ack_first", program: "touchline", strike: (*killer).killAfterAck,
 			found: func(v *verdict) bool { return v.lost > 0 }},
-		{tag: "mutant_stored_when_sent", program: "touchline", strike: (*killer).killReceiver,
+		{tag: "mutant_stored_when_sent", program: "touchline", settings: forgetsAtOnce, strike: (*killer).killReceiver,
 			found: func(v *verdict) bool { return v.lost > 0 }},
 		{tag: "mutant_cursor_later", program: "touchline-cloud", strike: (*killer).killBoth,
 			found: func(v *verdict) bool { return v.doubled > 0 }},
@@ -36,10 +37,11 @@ func TestMutation_HarnessFindsBrokenPrograms(t *testing.T) {
 			const rounds, kills = 10, 8
 			round := func(seed uint64, mutated bool) *verdict {
 				programs := map[string]string{"touchline-cloud": "touchline-cloud", "touchline": "touchline"}
+				settings := ""
 				if mutated {
-					programs[tc.program] = broken
+					programs[tc.program], settings = broken, tc.settings
 				}
-				s := newSiteOf(t, programs["touchline-cloud"], programs["touchline"], "")
+				s := newSiteOf(t, programs["touchline-cloud"], programs["touchline"], settings)
 				s.startCloud()
 				s.startGateway()
 				k := newKiller(s, s.publish(heavy...), seed)
@@ -66,6 +68,11 @@ func TestMutation_HarnessFindsBrokenPrograms(t *testing.T) {
 		})
 	}
 }
+
+// forgetsAtOnce are the settings of a gateway that keeps nothing of what is
+// stored. One that does finds out with its next welcome that the cloud lacks
+// what was never stored, and sends it again.
+const forgetsAtOnce = "[buffer]\nkeep_stored = \"0s\"\n[sensors]\ndedupe_window = \"0s\"\n"
 
 // mutant builds a program with one of its promises broken.
 func mutant(t *testing.T, program, tag string) string {

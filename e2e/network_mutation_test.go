@@ -19,7 +19,7 @@ func TestNetwork_HarnessFindsAnUplinkThatForgetsTooSoon(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	s := newSiteOf(t, "touchline-cloud", mutant, "")
+	s := newSiteOf(t, "touchline-cloud", mutant, forgetsAtOnce)
 	s.tuneNetwork(heartbeat)
 	r := relayTo(t, fmt.Sprintf("127.0.0.1:%d", s.cloudPort), netlab.RelayOptions{})
 	s.uplinkTo("ws://" + r.Addr())
