@@ -287,21 +287,22 @@ func TestSource_DamagedBlockIsNotSentAndHoldsUpNothing(t *testing.T) {
 }
 
 func TestSource_ErrorsAreRetriedInANewSession(t *testing.T) {
-	w := newWorld(t)
-	w.source.nextErr = errors.New("disk is on fire")
-	w.source.ackErr = errors.New("disk is still on fire")
-	list := blocks(touchline.NewEpoch(), 1, 3, 10, 500)
-	w.source.add(list...)
-	u := w.uplink(w.options())
-	stop := w.start(u)
-	w.bell.await(t, "delivered", func() bool { return w.source.left() == 0 })
-	stop()
-	if st := u.Stats(); st.Sessions < 2 {
-		t.Errorf("%d sessions, want a new one after each error", st.Sessions)
-	}
-	for _, want := range []string{"disk is on fire", "disk is still on fire"} {
-		if !contains(w.logs.String(), want) {
-			t.Errorf("log lacks %q", want)
-		}
+	for name, fail := range map[string]func(*memSource){
+		"next": func(s *memSource) { s.nextErr = errors.New("disk is on fire") },
+		"ack":  func(s *memSource) { s.ackErr = errors.New("disk is on fire") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			fail(w.source)
+			w.source.add(blocks(touchline.NewEpoch(), 1, 3, 10, 500)...)
+			u := w.uplink(w.options())
+			stop := w.start(u)
+			w.bell.await(t, "delivered", func() bool { return w.source.left() == 0 })
+			awaitStats(t, u, "a new session after the error", func(st Stats) bool { return st.Sessions >= 2 })
+			stop()
+			if !contains(w.logs.String(), "disk is on fire") {
+				t.Error("the log lacks the error")
+			}
+		})
 	}
 }

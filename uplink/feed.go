@@ -148,7 +148,7 @@ func (s *session) feedBacklog(ctx context.Context) error {
 		} else {
 			err = s.readBacklog(call, maxBytes)
 		}
-		interrupted := call.Err() != nil
+		interrupted := call.Err() != nil && errors.Is(err, call.Err())
 		done()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
