@@ -367,6 +367,41 @@ func TestAccess_RevokedSensorsAreDisconnected(t *testing.T) {
 	}
 }
 
+func TestAccess_WillOfWhoMayNotStayIsDropped(t *testing.T) {
+	v := newVenue(t, func(o *AccessOptions) { o.Anonymous = true })
+	m := startMQTT(t, v.in, nil, v.log.logger())
+	display := dialMQTT(t, m.Addr(), 5, "tablet")
+	display.send(t, subscribePacket(5, "sensors/#", 0))
+	display.expect(t, kSuback)
+	leave := func(l loginPacket) *rawClient {
+		c, answer := l.try(t, m.Addr(), 5)
+		if answer.body[1] != 0 {
+			t.Fatalf("CONNACK says %#x", answer.body[1])
+		}
+		return c
+	}
+	stolen := leave(loginPacket{client: "a", user: "belt-17", password: v.key["belt-17"], will: "sensors/belt-17/hr", willPayload: "1"})
+	stranger := leave(loginPacket{client: "b", will: "sensors/belt-99/hr", willPayload: "2"})
+	honest := leave(loginPacket{client: "c", user: "belt-18", password: v.key["belt-18"], will: "sensors/belt-18/hr", willPayload: "3"})
+	if err := v.keys.Revoke("belt-17"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.keys.Add("belt-99", ""); err != nil {
+		t.Fatal(err)
+	}
+	v.access.review()
+	stolen.expectClosed(t)
+	stranger.Close()
+	eventually(t, "two wills are dropped", func() bool { return v.in.Stats().Rejected[CauseAccess] >= 3 }) // with one connection
+	honest.Close()
+	if got := v.store.awaitStored(t, 1); len(got) != 1 || got[0].Sensor != "belt-18" {
+		t.Errorf("stored are %+v: want the will of belt-18 alone", got)
+	}
+	if p := display.expect(t, kPublish); !strings.Contains(string(p.body), "belt-18") {
+		t.Errorf("the tablet heard %q", p.body)
+	}
+}
+
 func TestAccess_UnknownSensorsWaitForAPerson(t *testing.T) {
 	v := newVenue(t, func(o *AccessOptions) { o.Hold = true })
 	m := startMQTT(t, v.in, nil, v.log.logger())

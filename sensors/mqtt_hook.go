@@ -283,8 +283,20 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 // OnPublishDropped counts what a subscriber was too slow for.
 func (h *hook) OnPublishDropped(*mqtt.Client, packets.Packet) { h.m.intake.dropped.Add(1) }
 
-// OnWill is asked when a client is gone without DISCONNECT.
-func (h *hook) OnWill(_ *mqtt.Client, will mqtt.Will) (mqtt.Will, error) {
+// notSent is the topic of a will that is dropped, since mochi sends what OnWill
+// returns: nobody may subscribe to it or receive it, and no CONNECT may name it.
+const notSent = "$dropped"
+
+// OnWill is asked when a client is gone without DISCONNECT. Who was let in when
+// the will was left may not be any more: it must not have the last word.
+func (h *hook) OnWill(cl *mqtt.Client, will mqtt.Will) (mqtt.Will, error) {
+	c := cl.Net.Conn.(*mqttConn)
+	if err := c.guest.Load().stillMayLeave(will.TopicName, will.Payload); err != nil {
+		h.m.intake.reject(CauseAccess)
+		h.m.trouble.warn("mqtt will dropped", c.attrs(slog.Any("error", err))...)
+		will.TopicName, will.Retain = notSent, false
+		return will, nil
+	}
 	will.Retain = h.m.mayRetain(will.TopicName, will.Payload, will.Retain)
 	return will, nil
 }
@@ -292,6 +304,9 @@ func (h *hook) OnWill(_ *mqtt.Client, will mqtt.Will) (mqtt.Will, error) {
 // OnWillSent stores a will like any message of its sensor. Its time is that of
 // the sending.
 func (h *hook) OnWillSent(_ *mqtt.Client, pk packets.Packet) {
+	if pk.TopicName == notSent {
+		return
+	}
 	m := h.m
 	sensor, metric, err := parseTopic(pk.TopicName)
 	if err != nil {

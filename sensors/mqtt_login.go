@@ -1,6 +1,8 @@
 package sensors
 
 import (
+	"fmt"
+
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
@@ -75,4 +77,14 @@ func mayLeave(g *guest, topic string, data []byte) error {
 		return g.notAllowed(name)
 	}
 	return nil
+}
+
+// stillMayLeave says the same of a will when its time has come: its sensor's
+// key may have been revoked, or its name have become another's, since CONNECT.
+func (g *guest) stillMayLeave(topic string, data []byte) error {
+	if g.login.Sensor != "" && !g.access.opts.Keys.Admits(g.login) {
+		return fmt.Errorf("sensor %q: %w", g.login.Sensor, errRevoked)
+	}
+	g.latest = "" // the keys are asked, however long ago they were
+	return mayLeave(g, topic, data)
 }
