@@ -652,16 +652,26 @@ func TestStatus_IsForThisMachineAndForThoseWhoMay(t *testing.T) {
 	defer h.Close()
 	guarded := h.ForStatus(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
 	for _, c := range []struct {
-		remote, forwarded, sensor string
-		want                      int
+		remote, host, header, value, sensor string
+		want                                int
 	}{
-		{"127.0.0.1:5", "", "", 200}, {"[::1]:5", "", "", 200}, {"127.0.0.1:5", "192.168.0.9", "", 401},
-		{"192.168.0.9:5", "", "", 401}, {"192.168.0.9:5", "", "belt-17", 401}, {"192.168.0.9:5", "", "display", 200}, {"", "", "", 401},
+		{remote: "127.0.0.1:5", want: 200}, {remote: "[::1]:5", want: 200}, {want: 401},
+		{remote: "127.0.0.1:5", host: "localhost:8080", want: 200}, {remote: "[::1]:5", host: "[::1]:8080", want: 200},
+		{remote: "127.0.0.1:5", host: "0.0.0.0:8080", want: 200},
+		{remote: "127.0.0.1:5", header: "X-Forwarded-For", value: "192.168.0.9", want: 401},
+		{remote: "127.0.0.1:5", header: "X-Real-IP", value: "192.168.0.9", want: 401},
+		{remote: "127.0.0.1:5", header: "Forwarded", value: "for=192.168.0.9", want: 401},
+		{remote: "127.0.0.1:5", header: "Via", value: "1.1 proxy", want: 401},
+		{remote: "127.0.0.1:5", host: "rebound.example:8080", want: 401},
+		{remote: "127.0.0.1:5", header: "Sec-Fetch-Site", value: "cross-site", want: 401},
+		{remote: "192.168.0.9:5", want: 401}, {remote: "192.168.0.9:5", host: "127.0.0.1", want: 401},
+		{remote: "192.168.0.9:5", sensor: "belt-17", want: 401}, {remote: "192.168.0.9:5", sensor: "display", want: 200},
+		{remote: "192.168.0.9:5", host: "gateway.local", sensor: "display", want: 200},
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/v1/status", nil)
-		r.RemoteAddr = c.remote
-		if c.forwarded != "" {
-			r.Header.Set("X-Forwarded-For", c.forwarded)
+		r.RemoteAddr, r.Host = c.remote, c.host
+		if c.header != "" {
+			r.Header.Set(c.header, c.value)
 		}
 		if c.sensor != "" {
 			r.SetBasicAuth(c.sensor, v.key[c.sensor])

@@ -2,6 +2,7 @@ package sensors
 
 import (
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -107,9 +108,29 @@ func (h *HTTP) ForStatus(next http.Handler) http.Handler {
 	})
 }
 
-// fromHere says whether a request comes from this machine, and was not handed
-// on by a proxy on it.
+// fromHere says whether a request comes from this machine, was not handed on by
+// a proxy on it, and names no host but this one: the page of another site whose
+// name leads here (DNS rebinding) could read the answer in its visitor's browser.
 func fromHere(r *http.Request) bool {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && peer.Addr().Unmap().IsLoopback() && r.Header.Get("X-Forwarded-For") == "" && r.Header.Get("Forwarded") == "" && r.Header.Get("Via") == ""
+	if err != nil || !peer.Addr().Unmap().IsLoopback() || !ownHost(r.Host) || r.Header.Get("Sec-Fetch-Site") == "cross-site" {
+		return false
+	}
+	for _, name := range []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "Via"} {
+		if r.Header.Get(name) != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// ownHost says whether a Host is an address or localhost. Any other name may be
+// a stranger's.
+func ownHost(hostport string) bool {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	_, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
+	return err == nil || strings.EqualFold(host, "localhost") || host == "" // HTTP/1.0 may have none
 }
