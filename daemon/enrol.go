@@ -29,7 +29,7 @@ type EnrolOptions struct {
 	Code     string // as a person typed it
 	Cloud    string // address as in uplink.urls
 	Gateway  string // the id it asks for; "" where the cloud names it
-	CAFile   string // own roots (PEM); "": the system's
+	CAFile   string // own roots (PEM); "": uplink.ca_file, or else the system's
 	Insecure bool   // the code may go over a network without TLS
 }
 
@@ -54,6 +54,9 @@ func (f *Folder) Enrol(ctx context.Context, o EnrolOptions) (wire.Enrolled, erro
 	dir := f.config.Gateway.Data
 	if err := os.MkdirAll(dir, 0o700); err != nil { // a technician enrols before the first start
 		return fail(fmt.Errorf("gateway.data: %w", err))
+	}
+	if o.CAFile == "" {
+		o.CAFile = f.config.Uplink.CAFile
 	}
 	client, err := enrolClient(o, dir)
 	if err != nil {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"encoding/json"
+	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -116,6 +117,25 @@ func TestEnrol_RegistersTheKeyThatSignsEachHandshakeFromThenOn(t *testing.T) {
 	}
 	if second, err := uplinkToken(c, ""); err != nil || second == first {
 		t.Errorf("a second handshake has the token of the first: %v", err)
+	}
+}
+
+func TestEnrol_TrustsTheRootsOfTheUplink(t *testing.T) {
+	r, _ := newRegistry(t)
+	server := httptest.NewTLSServer(r)
+	defer server.Close()
+	f := folderAt(t.TempDir())
+	o := EnrolOptions{Code: r.claim.Reveal(), Cloud: "wss" + strings.TrimPrefix(server.URL, "https")}
+	if done, err := f.Enrol(t.Context(), o); err == nil {
+		t.Fatalf("a certificate of unknown roots was taken: %+v", done)
+	}
+	f.config.Uplink.CAFile = filepath.Join(t.TempDir(), "ca.pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(f.config.Uplink.CAFile, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := f.Enrol(t.Context(), o); err != nil || done.Gateway != "north" {
+		t.Errorf("with uplink.ca_file: %+v %v", done, err)
 	}
 }
 

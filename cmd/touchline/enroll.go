@@ -67,7 +67,7 @@ processes and no history of a shell.`,
 	}
 	cmd.Flags().StringVar(&o.Cloud, "cloud", "", "`URL` of the cloud; else the first of uplink.urls")
 	cmd.Flags().StringVar(&o.Gateway, "gateway", "", "`ID` to ask for; else gateway.id, or what the cloud gives")
-	cmd.Flags().StringVar(&o.CAFile, "ca-file", "", "own roots, a PEM `FILE`; else the system's")
+	cmd.Flags().StringVar(&o.CAFile, "ca-file", "", "own roots, a PEM `FILE`; else uplink.ca_file, or the system's")
 	cmd.Flags().BoolVar(&o.Insecure, "insecure", false, "send the code over a network without TLS")
 	return cmd
 }
