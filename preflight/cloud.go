@@ -2,8 +2,10 @@ package preflight
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -165,7 +167,9 @@ func (w *way) tls(ctx context.Context, name string) bool {
 	}
 	state := secure.ConnectionState()
 	cert := state.PeerCertificates[0]
-	detail := fmt.Sprintf("%s, certificate by %s until %s", tls.VersionName(state.Version), issuer(cert), cert.NotAfter.Format(time.DateOnly))
+	pin := sha256.Sum256(cert.RawSubjectPublicKeyInfo) // as uplink.pin wants it
+	detail := fmt.Sprintf("%s, certificate by %s until %s, pin %s", tls.VersionName(state.Version), issuer(cert), cert.NotAfter.Format(time.DateOnly),
+		base64.StdEncoding.EncodeToString(pin[:]))
 	if left := time.Until(cert.NotAfter); left < 7*24*time.Hour {
 		w.r.add(name, Warn, detail, "it ends soon: tell the cloud's operator")
 		return true

@@ -6,9 +6,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -308,6 +310,24 @@ func TestRun_SaysWhatIsInTheWay(t *testing.T) {
 }
 
 // expiredCertificate is by own, and over for a day.
+func TestRun_ShowsThePinOfTheCloud(t *testing.T) {
+	own := newCA(t, "own")
+	to := serve(t, own.server(t, "127.0.0.1"), http.NotFound)
+	conn, err := tls.Dial("tcp", to.Host, &tls.Config{RootCAs: own.roots, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := sha256.Sum256(conn.ConnectionState().PeerCertificates[0].RawSubjectPublicKeyInfo)
+	conn.Close()
+	r := preflight.Run(t.Context(), preflight.Options{
+		Dir: t.TempDir(), Gateway: "venue-1", TLS: &tls.Config{RootCAs: own.roots, MinVersion: tls.VersionTLS12},
+		Token: func(string) (string, error) { return "good", nil }, URLs: []string{to.String()},
+	})
+	if c := find(t, r, "tls"); c.Status != preflight.OK || !strings.Contains(c.Detail, "pin "+base64.StdEncoding.EncodeToString(pin[:])) {
+		t.Errorf("%+v: want the pin %x in it", c, pin)
+	}
+}
+
 func expiredCertificate(t *testing.T, own *ca) *tls.Config {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(own.dir, credential.CAKeyFile))
