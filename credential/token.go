@@ -60,7 +60,7 @@ var (
 type TokenRequest struct {
 	Gateway  string
 	Key      ed25519.PrivateKey
-	Audience string // host name of the address that is dialed, without port: no other cloud can use the token
+	Audience string // what the verifier goes by: another one can't use the token
 	Nonce    string // of the cloud; "" unless it sent one. It makes the token fresh whatever this clock says
 }
 

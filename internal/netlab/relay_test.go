@@ -260,7 +260,7 @@ func TestRelay_CorruptsBySeed(t *testing.T) {
 	}
 }
 
-func TestRelay_HeldClosesArriveNewestFirst(t *testing.T) {
+func TestRelay_HeldClosesArriveWhenReleased(t *testing.T) {
 	e := serveEcho(t, mustListen(t))
 	r := startRelay(t, e.Addr().String(), RelayOptions{})
 	for range 3 {
@@ -278,9 +278,12 @@ func TestRelay_HeldClosesArriveNewestFirst(t *testing.T) {
 	if n := r.ReleaseCloses(); n != 3 {
 		t.Fatalf("released %d", n)
 	}
-	order := []int{<-e.ended, <-e.ended, <-e.ended}
-	if !slices.Equal(order, []int{2, 1, 0}) {
-		t.Errorf("the server saw the ends in the order %v", order)
+	// They left newest first; which of the server's goroutines hears of its end
+	// first is the scheduler's.
+	ended := []int{<-e.ended, <-e.ended, <-e.ended}
+	slices.Sort(ended)
+	if !slices.Equal(ended, []int{0, 1, 2}) {
+		t.Errorf("the server saw the ends of %v", ended)
 	}
 }
 
