@@ -83,7 +83,7 @@ func (a *archives) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	a.in.log.Info("segment of an archive is stored", "gateway", h.Gateway, "carrier", carrier.gateway, "archive", h.ID.String(),
 		"segment", seg.Index, "blocks", len(seg.Blocks), "lost_records", len(seg.Lost))
-	writeJSON(w, "application/json", http.StatusOK, map[string]any{"stored": true})
+	writeJSON(w, "application/json", http.StatusOK, map[string]any{"stored": true, "store": a.in.store.ID()})
 }
 
 func (a *archives) unavailable(w http.ResponseWriter, err error) {

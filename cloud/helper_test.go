@@ -209,6 +209,8 @@ func (m *memory) AddGatewayKey(_ context.Context, gateway string, key identity.P
 	return nil
 }
 
+func (m *memory) ID() string { return "memory" }
+
 func (m *memory) NewSession(context.Context, string) (string, uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

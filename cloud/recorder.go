@@ -102,7 +102,9 @@ type Registry interface {
 	// SHA-256, or ErrUnknownToken. A gateway added a moment ago by another
 	// process is found.
 	GatewayByToken(ctx context.Context, sha256 [32]byte) (string, error)
-	// NewSession returns the store's own id and a session number above all
+	// ID returns the store's own id, which stays for its lifetime.
+	ID() string
+	// NewSession returns that id and a session number above all
 	// that this gateway had.
 	NewSession(ctx context.Context, gateway string) (store string, session uint64, err error)
 	// GatewayKeys returns the public keys that are registered as this

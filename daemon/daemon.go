@@ -256,7 +256,8 @@ const relayFolder = "relay"
 func relayOptions(c touchline.Config) relay.Options {
 	return relay.Options{
 		Dir: filepath.Join(c.Gateway.Data, relayFolder), FreeReserve: int64(c.Buffer.FreeReserve), URLs: c.Uplink.URLs,
-		Gateway: c.Gateway.ID, Token: func() (string, error) { return uplinkToken(c, "") },
+		Gateway: c.Gateway.ID, Credential: func(nonce string) (string, error) { return uplinkToken(c, nonce) },
+		Store:    func() (string, error) { return knownStore(c.Gateway.Data) },
 		Software: "touchline/" + touchline.Version, BackoffBase: time.Duration(c.Uplink.ReconnectMin), BackoffCap: time.Duration(c.Uplink.ReconnectMax),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -27,7 +28,8 @@ const (
 	saveEvery = 32
 	// damagedSuffix is given to an archive that does not hold any more.
 	damagedSuffix = ".damaged"
-	// progressSuffix is that of a note beside the archive: a number.
+	// progressSuffix is that of a note beside the archive: how many of its
+	// segments are stored, and in which record store.
 	progressSuffix = ".sent"
 )
 
@@ -43,7 +45,7 @@ func (r *Relay) deliver(ctx context.Context, path string) {
 		var wrong *archive.Error
 		switch {
 		case err == nil:
-			if err := errors.Join(os.Remove(path), removeIfThere(path+progressSuffix), syncFolder(r.opts.Dir)); err != nil {
+			if err := errors.Join(removeIfThere(path+progressSuffix), os.Remove(path), syncFolder(r.opts.Dir)); err != nil {
 				r.log.Warn("an archive is stored in the cloud, and can't be deleted", "file", path, "error", err)
 				r.note(err)
 				pause(ctx, r.opts.BackoffCap) // or it would be sent again at once
@@ -93,7 +95,11 @@ func (r *Relay) send(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	sent := readProgress(path)
+	store, err := r.store()
+	if err != nil {
+		return err
+	}
+	sent := readProgress(path, store)
 	for {
 		seg, err := a.Next()
 		if errors.Is(err, io.EOF) {
@@ -105,25 +111,43 @@ func (r *Relay) send(ctx context.Context, path string) error {
 		if seg.Kind == archive.End || seg.Index < sent {
 			continue
 		}
-		if err := r.post(ctx, a.Excerpt()); err != nil {
-			saveProgress(path, seg.Index)
+		if err := r.post(ctx, a.Excerpt(), &store); err != nil {
+			saveProgress(path, seg.Index, store)
 			return err
 		}
 		r.mu.Lock()
 		r.stats.Segments++
 		r.mu.Unlock()
 		if seg.Index%saveEvery == saveEvery-1 {
-			saveProgress(path, seg.Index+1)
+			saveProgress(path, seg.Index+1, store)
 		}
 	}
 }
 
-// post sends one segment to the first address that takes it.
-func (r *Relay) post(ctx context.Context, excerpt []byte) (err error) {
+// store returns the record store that is delivered to, "" where it is not known.
+func (r *Relay) store() (string, error) {
+	if r.opts.Store == nil {
+		return "", nil
+	}
+	return r.opts.Store()
+}
+
+// post sends one segment to the first address that takes it. All of an archive
+// goes to one record store: *store, which the first answer decides where it is
+// not known.
+func (r *Relay) post(ctx context.Context, excerpt []byte, store *string) (err error) {
 	for _, to := range r.urls {
-		if err = r.postTo(ctx, to.String(), excerpt); err == nil {
+		var id string
+		if id, err = r.postTo(ctx, to, excerpt); err != nil {
+			continue
+		}
+		if *store == "" {
+			*store = id
+		}
+		if id == *store {
 			return nil
 		}
+		err = fmt.Errorf("the record store at %s is %s, and this gateway delivers to %s: the archive stays here until a person agrees (`touchline uplink accept-store`)", to, id, *store)
 	}
 	return err
 }
@@ -139,40 +163,87 @@ func (e *refusal) Error() string {
 	return fmt.Sprintf("the cloud does not take the archive: %d %s", e.status, e.detail)
 }
 
-func (r *Relay) postTo(ctx context.Context, to string, excerpt []byte) error {
-	token, err := r.opts.Token()
-	if err != nil {
-		return fmt.Errorf("read uplink.token_file: %w", err)
+// postTo sends one segment, and returns in which record store it is. A cloud
+// that does not find the credential fresh is asked for a nonce, once.
+func (r *Relay) postTo(ctx context.Context, to *url.URL, excerpt []byte) (store string, err error) {
+	store, err = r.try(ctx, to, excerpt, "")
+	var refused *refusal
+	if !errors.As(err, &refused) || refused.status != http.StatusUnauthorized {
+		return store, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, bytes.NewReader(excerpt))
+	nonce, none := r.nonce(ctx, to)
+	if none != nil {
+		return "", err
+	}
+	return r.try(ctx, to, excerpt, nonce)
+}
+
+func (r *Relay) try(ctx context.Context, to *url.URL, excerpt []byte, nonce string) (store string, err error) {
+	token, err := r.opts.Credential(nonce)
 	if err != nil {
-		return fmt.Errorf("send archive: %w", err)
+		return "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to.String(), bytes.NewReader(excerpt))
+	if err != nil {
+		return "", fmt.Errorf("send archive: %w", err)
 	}
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(token))
 	req.Header.Set(wire.HeaderGateway, r.opts.Gateway)
 	req.Header.Set("Content-Type", archive.MediaType)
-	req.Header.Set("User-Agent", r.opts.Software)
-	resp, err := r.client.Do(req)
-	if err != nil {
-		return fmt.Errorf("send archive: %w", err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-	if err != nil {
-		return fmt.Errorf("send archive: %w", err)
-	}
 	var answer struct {
 		Stored bool   `json:"stored"`
+		Store  string `json:"store"`
 		Detail string `json:"detail"`
 	}
-	_ = json.Unmarshal(body, &answer) // what is no JSON says nothing is stored
-	if resp.StatusCode == http.StatusOK && answer.Stored {
-		return nil
+	resp, err := r.ask(req, &answer)
+	if err != nil {
+		return "", fmt.Errorf("send archive: %w", err)
+	}
+	if resp.StatusCode == http.StatusOK && answer.Stored && answer.Store != "" {
+		return answer.Store, nil
 	}
 	if answer.Detail == "" {
 		answer.Detail = fmt.Sprintf("what answers at %s is no touchline cloud that takes archives", to)
 	}
-	return &refusal{status: resp.StatusCode, after: retryAfter(resp.Header), detail: answer.Detail}
+	return "", &refusal{status: resp.StatusCode, after: retryAfter(resp.Header), detail: answer.Detail}
+}
+
+// nonce fetches one.
+func (r *Relay) nonce(ctx context.Context, to *url.URL) (string, error) {
+	at := *to
+	at.Path = strings.TrimSuffix(to.Path, wire.ArchivePath) + wire.NoncePath
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	if err != nil {
+		return "", fmt.Errorf("fetch nonce: %w", err)
+	}
+	var answer wire.Nonce
+	resp, err := r.ask(req, &answer)
+	if err == nil && (resp.StatusCode != http.StatusOK || answer.Nonce == "") {
+		err = fmt.Errorf("the cloud answers %s", resp.Status)
+	}
+	if err != nil {
+		return "", fmt.Errorf("fetch nonce: %w", err)
+	}
+	return answer.Nonce, nil
+}
+
+// maxAnswerBytes bounds what is read of an answer.
+const maxAnswerBytes = 4 << 10
+
+// ask sends a request and reads its answer. What is no JSON says nothing.
+func (r *Relay) ask(req *http.Request, answer any) (*http.Response, error) {
+	req.Header.Set("User-Agent", r.opts.Software)
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes))
+	if err != nil {
+		return nil, err
+	}
+	_ = json.Unmarshal(body, answer)
+	return resp, nil
 }
 
 // retryAfter reads the header's form in seconds (RFC 9110, section 10.2.3).
@@ -193,15 +264,16 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// readProgress returns how many segments are stored; 0 where nothing is known:
-// sending one again is no harm.
-func readProgress(path string) uint64 {
+// readProgress returns how many segments are stored in a record store; 0 where
+// nothing is known: sending one again is no harm.
+func readProgress(path, store string) uint64 {
 	text, err := os.ReadFile(path + progressSuffix)
-	if err != nil || len(text) > 20 {
+	if err != nil || len(text) > maxAnswerBytes {
 		return 0
 	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	if err != nil {
+	number, at, _ := strings.Cut(strings.TrimSuffix(string(text), "\n"), " ")
+	n, err := strconv.ParseUint(number, 10, 64)
+	if err != nil || store == "" || at != store {
 		return 0
 	}
 	return n
@@ -209,9 +281,9 @@ func readProgress(path string) uint64 {
 
 // saveProgress is not synced, and may fail: it saves traffic, no more. It is
 // written after the cloud said stored, so it is never ahead.
-func saveProgress(path string, segments uint64) {
+func saveProgress(path string, segments uint64, store string) {
 	draft := path + progressSuffix + ".new"
-	if os.WriteFile(draft, []byte(strconv.FormatUint(segments, 10)+"\n"), 0o600) == nil {
+	if os.WriteFile(draft, fmt.Appendf(nil, "%d %s\n", segments, store), 0o600) == nil {
 		_ = os.Rename(draft, path+progressSuffix)
 	}
 }

@@ -32,7 +32,12 @@ type Options struct {
 	FreeReserve int64    // bytes that stay free on its file system
 	URLs        []string // of the cloud, as uplink.urls; without any, archives wait
 	Gateway     string   // who carries
-	Token       func() (string, error)
+	// Credential returns what a request shows, signed over the nonce that the
+	// cloud asked for, or "".
+	Credential func(nonce string) (string, error)
+	// Store returns the id of the record store that this gateway delivers to,
+	// or "" where that is not known yet; any is good then. Nil knows none.
+	Store       func() (string, error)
 	Software    string
 	BackoffBase time.Duration // as of the uplink
 	BackoffCap  time.Duration
@@ -79,8 +84,8 @@ func New(opts Options, logger *slog.Logger) (*Relay, error) {
 		}
 		r.urls = append(r.urls, archiveURL(u))
 	}
-	if len(r.urls) > 0 && (opts.Token == nil || opts.BackoffBase <= 0 || opts.BackoffCap < opts.BackoffBase) {
-		return nil, errors.New("relay: a source of the token and bounds of the delays are needed")
+	if len(r.urls) > 0 && (opts.Credential == nil || opts.BackoffBase <= 0 || opts.BackoffCap < opts.BackoffBase) {
+		return nil, errors.New("relay: a source of the credential and bounds of the delays are needed")
 	}
 	transport := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,

@@ -25,6 +25,7 @@ import (
 	"touchline/archive"
 	"touchline/cloud"
 	"touchline/cloud/sqlite"
+	"touchline/credential"
 	"touchline/identity"
 	"touchline/relay"
 	"touchline/wire"
@@ -113,7 +114,7 @@ func aCloud(t *testing.T) (*sqlite.Store, string) {
 func options(dir string, urls ...string) relay.Options {
 	return relay.Options{
 		Dir: filepath.Join(dir, "relay"), URLs: urls, Gateway: "gym", Software: "touchline/test",
-		Token: func() (string, error) { return "token of gym\n", nil }, BackoffBase: time.Millisecond, BackoffCap: 20 * time.Millisecond,
+		Credential: func(string) (string, error) { return "token of gym\n", nil }, BackoffBase: time.Millisecond, BackoffCap: 20 * time.Millisecond,
 	}
 }
 
@@ -276,6 +277,7 @@ func TestRelay_GoesOnWhereItWas(t *testing.T) {
 	defer line.Close()
 
 	opts := options(t.TempDir(), strings.Replace(line.URL, "http", "ws", 1))
+	opts.Store = func() (string, error) { return store.ID(), nil }
 	r, stop := start(t, opts)
 	take(t, r, anArchive(t, 1, 10_240)) // 10 segments of 1,024 blocks
 	waitFor(t, "the line to be gone", func() bool { return posts.Load() > limit.Load() })
@@ -294,6 +296,97 @@ func TestRelay_GoesOnWhereItWas(t *testing.T) {
 		t.Errorf("%v is left", left)
 	}
 	has(t, store, 51_200)
+}
+
+// TestRelay_KeepsWhatAnotherStoreTook: stored in a cloud that this gateway does
+// not deliver to is not stored, until a person agrees.
+func TestRelay_KeepsWhatAnotherStoreTook(t *testing.T) {
+	store, at := aCloud(t)
+	if err := store.AddGatewayKey(t.Context(), "arena", identity.Public(arena)); err != nil {
+		t.Fatal(err)
+	}
+	var known atomic.Value
+	known.Store("another")
+	opts := options(t.TempDir(), at)
+	opts.Store = func() (string, error) { return known.Load().(string), nil }
+	r, stop := start(t, opts)
+	take(t, r, anArchive(t, 1, 3000))
+	waitFor(t, "the refusal", func() bool { return strings.Contains(r.Stats().LastError, "accept-store") })
+	if s := r.Stats(); s.Delivered != 0 || s.Waiting != 1 || s.Segments != 0 {
+		t.Errorf("%+v", s)
+	}
+	known.Store(store.ID())
+	waitFor(t, "the delivery", func() bool { return r.Stats().Delivered == 1 })
+	stop()
+	has(t, store, 15_000)
+}
+
+// TestRelay_OldNotesSkipNothing: an archive that is taken in again is sent from
+// its beginning, whatever a crash left of the first time; and so is one of
+// which a note speaks of another store.
+func TestRelay_OldNotesSkipNothing(t *testing.T) {
+	for name, note := range map[string]string{"of the first time": "99 %s\n", "of another store": "99 another\n", "of nobody": "99\n"} {
+		t.Run(name, func(t *testing.T) {
+			store, at := aCloud(t)
+			if err := store.AddGatewayKey(t.Context(), "arena", identity.Public(arena)); err != nil {
+				t.Fatal(err)
+			}
+			opts := options(t.TempDir(), at)
+			opts.Store = func() (string, error) { return store.ID(), nil }
+			data := anArchive(t, 1, 3000)
+			if _, err := relay.Take(t.Context(), opts, bytes.NewReader(data), trusted); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(opts.Dir, files(t, opts)[0])
+			if err := os.WriteFile(path+".sent", []byte(strings.ReplaceAll(note, "%s", store.ID())), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(note, "%s") { // it was delivered, and its note outlived it
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := relay.Take(t.Context(), opts, bytes.NewReader(data), trusted); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r, stop := start(t, opts)
+			waitFor(t, "the delivery", func() bool { return r.Stats().Delivered == 1 })
+			stop()
+			has(t, store, 15_000)
+		})
+	}
+}
+
+// TestRelay_SignsWithANonceWhereItIsAsked: a gateway whose clock is off carries,
+// too.
+func TestRelay_SignsWithANonceWhereItIsAsked(t *testing.T) {
+	store, at := aCloud(t)
+	if err := store.AddGatewayKey(t.Context(), "arena", identity.Public(arena)); err != nil {
+		t.Fatal(err)
+	}
+	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{9}, ed25519.SeedSize))
+	if err := store.AddGatewayKey(t.Context(), "gym", identity.Public(key)); err != nil {
+		t.Fatal(err)
+	}
+	var without, with atomic.Int64
+	opts := options(t.TempDir(), at)
+	opts.Credential = func(nonce string) (string, error) {
+		if nonce == "" {
+			without.Add(1)
+			return "from a clock that is off", nil
+		}
+		with.Add(1)
+		token, err := credential.NewToken(credential.TokenRequest{Gateway: "gym", Key: key, Audience: wire.Audience, Nonce: nonce})
+		return token.Reveal(), err
+	}
+	r, stop := start(t, opts)
+	take(t, r, anArchive(t, 1, 10))
+	waitFor(t, "the delivery", func() bool { return r.Stats().Delivered == 1 })
+	stop()
+	if without.Load() != 1 || with.Load() != 1 {
+		t.Errorf("%d credentials without a nonce and %d with one, want one of each", without.Load(), with.Load())
+	}
+	has(t, store, 50)
 }
 
 // TestTake_AllOrNothing: what does not hold leaves no trace.
@@ -387,7 +480,7 @@ func TestRelay_TrustsNoStrangeAnswer(t *testing.T) {
 	defer thief.Close()
 	var asked atomic.Int64
 	portal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != wire.ArchivePath {
+		if r.URL.Path != wire.ArchivePath && r.URL.Path != wire.NoncePath {
 			t.Errorf("asked for %s", r.URL.Path)
 		}
 		if asked.Add(1)%2 == 0 {

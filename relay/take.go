@@ -40,6 +40,13 @@ func Take(ctx context.Context, opts Options, from io.Reader, trust archive.Trust
 		return fail(err)
 	}
 	name := filepath.Join(opts.Dir, t.Header.ID.String()+archive.Suffix)
+	if _, gone := os.Stat(name); errors.Is(gone, os.ErrNotExist) {
+		// A note of an earlier time is not of this one: a person takes an
+		// archive in again because the cloud lacks it.
+		if err := removeIfThere(name + progressSuffix); err != nil {
+			return fail(err)
+		}
+	}
 	err = os.Link(f.Name(), name) // unlike a rename, it replaces nothing
 	if t.Known = errors.Is(err, os.ErrExist); err != nil && !t.Known {
 		return fail(err)

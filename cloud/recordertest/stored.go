@@ -237,6 +237,9 @@ var registryTests = map[string]func(*fixture){
 				if id == "" || store != "" && id != store {
 					f.Fatalf("store id is %q after %q: want the same, not empty", id, store)
 				}
+				if f.store.ID() != id {
+					f.Fatalf("the store is %q, and tells a session %q", f.store.ID(), id)
+				}
 				store = id
 			}
 			f.reopen()
