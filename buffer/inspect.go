@@ -85,7 +85,42 @@ func inspect(path string) (finding, error) {
 		return finding{}, fmt.Errorf("look at database: %w", err)
 	}
 	defer f.close()
-	return f.inspect()
+	found, err := f.inspect()
+	if err == nil && found.kind == damaged && walBytes == 0 && info.Size() <= madeBytes {
+		if unmade, err := isUnmade(path); unmade || err != nil {
+			return finding{}, err
+		}
+	}
+	return found, err
+}
+
+// madeBytes is above what is written before the first tables are: two pages.
+const madeBytes = 4 * pageBytes
+
+// journalMagic begins a rollback journal that counts (SQLite's file format,
+// section 3).
+const journalMagic = "\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+
+// isUnmade says whether a power cut left a database in its making: beside it is
+// a journal that says that it had no pages before. Whatever the file holds, torn
+// or not, was never committed, and SQLite cuts it to nothing.
+func isUnmade(path string) (bool, error) {
+	f, err := os.Open(path + "-journal")
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at journal: %w", err)
+	}
+	defer f.Close()
+	var head [20]byte
+	switch _, err := io.ReadFull(f, head[:]); {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("read journal: %w", err)
+	}
+	return string(head[:8]) == journalMagic && binary.BigEndian.Uint32(head[16:]) == 0, nil
 }
 
 // sizeOf returns the size of a file, 0 if there is none.
