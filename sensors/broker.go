@@ -106,7 +106,9 @@ func checkFilter(filter string) error {
 // and left out as well, since the broker would deliver it for ever; both are
 // counted as rejected.
 //
-// foreignTopic says which sensor a topic means.
+// foreignTopic says which sensor a topic means. The id of a sensor that has a key
+// (see Access) is not to be had this way: what comes under it is kept under the
+// name of a foreign topic, ~sensors.<sensor>.
 type Broker struct {
 	opts    BrokerOptions
 	intake  *Intake
@@ -115,6 +117,7 @@ type Broker struct {
 	batches pool[ackable]
 	topics  map[string]route // of the goroutine that reads; sessions follow one another
 	ids     naming           // of the same
+	guest   *guest           // of the same; who publishes on the broker is anonymous here
 	name    touchline.Digest // of the session at the broker
 }
 
@@ -132,7 +135,7 @@ func NewBroker(opts BrokerOptions, intake *Intake, logger *slog.Logger) (*Broker
 		return nil, fmt.Errorf("broker options: %w", err)
 	}
 	return &Broker{
-		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
+		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger), guest: intake.access.anonymous(),
 		name: touchline.DigestOf("broker", opts.URL, opts.ClientID),
 	}, nil
 }

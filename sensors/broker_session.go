@@ -198,11 +198,29 @@ func (b *Broker) read(to *batch[ackable], m paho.Message) {
 	src := payload.Source{Sensor: r.sensor, Metric: r.metric, Now: now}
 	decoder := decoders.Get().(*payload.Decoder)
 	defer decoders.Put(decoder)
+	first := len(to.samples)
 	if err := to.decode(decoder, payload.Auto, src, data); err != nil {
 		to.samples = append(to.samples, payload.Raw(src, data))
 		to.raw++
 		b.trouble.warn("payload of the site's broker can't be read: it is kept whole as "+touchline.MetricRaw,
 			slog.String("topic", r.topic), slog.Any("error", err))
+	}
+	b.disown(to.samples[first:], r.topic)
+}
+
+// disown keeps what comes under the id of a sensor with a key, and came
+// without it, apart from that sensor: as the foreign topic sensors/<sensor>.
+// Who may publish on the site's broker is not known here, and to leave it out
+// could be a loss.
+func (b *Broker) disown(samples []touchline.Sample, topic string) {
+	for i := range samples {
+		s := &samples[i]
+		if b.guest.mayPublish(s.Sensor) {
+			continue
+		}
+		b.trouble.warn("sensor has a key, and the site's broker does not show it: what comes from there has another name",
+			slog.String("topic", topic), slog.String("sensor", s.Sensor))
+		s.Sensor = foreignName("sensors/" + s.Sensor)
 	}
 }
 

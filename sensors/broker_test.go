@@ -156,6 +156,35 @@ func TestBroker_TakesWhatTheSitesBrokerHas(t *testing.T) {
 	})
 }
 
+// Whoever reaches the site's broker can't speak for a sensor that has a key, by
+// topic or by a name in a payload; and nothing is lost for it.
+func TestBroker_SpeaksForNoSensorWithAKey(t *testing.T) {
+	m := startMosquitto(t)
+	store := newStore(t)
+	in := newTestIntake(t, store)
+	if _, err := in.access.opts.Keys.Add("belt", ""); err != nil {
+		t.Fatal(err)
+	}
+	runBroker(t, brokerOptions(m.url()), in, slog.New(slog.DiscardHandler))
+	publisher := m.publisher(t)
+	publishWait(t, publisher, "sensors/belt/hr", false, "142")
+	publishWait(t, publisher, "building/hall", false, `[{"bn":"belt/","n":"hr","v":143},{"bn":"other/","n":"hr","v":144}]`)
+	publishWait(t, publisher, "sensors/belt/hr", false, "not a number")
+	want := []touchline.Sample{
+		{Sensor: "~sensors.belt", Metric: "hr", Value: touchline.NumberValue(142)},
+		{Sensor: "~sensors.belt", Metric: "hr", Value: touchline.NumberValue(143)},
+		{Sensor: "other", Metric: "hr", Value: touchline.NumberValue(144)},
+		{Sensor: "~sensors.belt", Metric: "_raw", Value: touchline.BytesValue("not a number")},
+	}
+	got := store.awaitStored(t, len(want))
+	for i := range want {
+		got[i].Time, want[i].Stamped = 0, true
+		if got[i] != want[i] {
+			t.Errorf("sample %d is %+v, want %+v", i, got[i], want[i])
+		}
+	}
+}
+
 func TestBroker_AcknowledgesAfterTheCommitOnly(t *testing.T) {
 	m := startMosquitto(t)
 	store := newStore(t)

@@ -49,6 +49,11 @@ func foreignTopic(topic string) (sensor, metric string) {
 	if sensor, metric, err := parseTopic(topic); err == nil && sensor[0] != '~' {
 		return sensor, metric
 	}
+	return foreignName(topic), ""
+}
+
+// foreignName is the name of the sensor that a foreign topic is.
+func foreignName(topic string) string {
 	var b strings.Builder
 	b.WriteByte('~')
 	for i := 0; i < len(topic); {
@@ -74,5 +79,5 @@ func foreignTopic(topic string) (sensor, metric string) {
 		}
 		name = name[:head] + "~" + hex.EncodeToString(sum[:digest])
 	}
-	return name, ""
+	return name
 }
