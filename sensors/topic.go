@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"touchline"
@@ -58,12 +59,14 @@ func foreignName(topic string) string {
 	b.WriteByte('~')
 	for i := 0; i < len(topic); {
 		c := topic[i]
-		_, size := utf8.DecodeRuneInString(topic[i:])
+		r, size := utf8.DecodeRuneInString(topic[i:])
 		switch {
 		case c == '/':
 			b.WriteByte('.')
-		case c < 0x20 || c == 0x7f || strings.IndexByte(".%~+#", c) >= 0 || c >= utf8.RuneSelf && size == 1:
-			fmt.Fprintf(&b, "%%%02X", c)
+		case unicode.IsControl(r) || strings.IndexByte(".%~+#", c) >= 0 || c >= utf8.RuneSelf && size == 1:
+			for j := range size {
+				fmt.Fprintf(&b, "%%%02X", topic[i+j])
+			}
 		default:
 			b.WriteString(topic[i : i+size])
 		}
