@@ -2,11 +2,12 @@ package touchline
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"touchline/internal/folder"
 )
 
 // GatewayIDFile has, in the data folder, the id that the cloud gave to this
@@ -18,23 +19,7 @@ func KeepGatewayID(dir, id string) error {
 	if err := CheckGateway(id); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, GatewayIDFile+".*.part")
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(id + "\n")
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()) // it is no secret
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, GatewayIDFile))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	folder, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return folder.Replace(filepath.Join(dir, GatewayIDFile), []byte(id+"\n"), 0o644) // it is no secret
 }
 
 // enrolledID reads the file; "" where there is none, or a folder that can't be

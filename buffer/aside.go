@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"touchline/internal/folder"
 )
 
 // A database that can't be used is set aside: it and its log are renamed, and
@@ -83,7 +85,7 @@ func (s asideSteps) rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return fmt.Errorf("set file aside: %w", err)
 	}
-	return syncFolder(filepath.Dir(to))
+	return folder.Sync(filepath.Dir(to))
 }
 
 // setAside moves the database at path and what belongs to it away.
@@ -103,7 +105,7 @@ func setAside(path string, found finding, steps asideSteps) (asideFile, error) {
 	if errors.Is(err, os.ErrNotExist) { // only its log is there
 		var f *os.File
 		if f, err = os.OpenFile(part, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
-			err = errors.Join(f.Close(), syncFolder(filepath.Dir(part)))
+			err = errors.Join(f.Close(), folder.Sync(filepath.Dir(part)))
 		}
 	}
 	if err != nil {
@@ -302,5 +304,5 @@ func writeDurably(path string, content []byte) error {
 	if err := os.Rename(draft, path); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	return folder.Sync(filepath.Dir(path))
 }

@@ -11,6 +11,7 @@ import (
 	sqlite3 "github.com/mattn/go-sqlite3"
 
 	"touchline"
+	"touchline/internal/folder"
 	"touchline/wire"
 )
 
@@ -110,7 +111,7 @@ func removeSuspect(dir string) error {
 	if err != nil {
 		return fmt.Errorf("forget damage: %w", err)
 	}
-	return syncFolder(dir)
+	return folder.Sync(dir)
 }
 
 // numberOf returns a column of a row that may be damaged as a number of 32

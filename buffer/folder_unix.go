@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"touchline/internal/folder"
 )
 
 // makeFolder makes dir and syncs its parent, so that it survives a power cut
@@ -25,20 +27,7 @@ func makeFolder(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make folder: %w", err)
 	}
-	return syncFolder(filepath.Dir(dir))
-}
-
-// syncFolder makes the names in dir survive a power cut.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync folder: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync folder: %w", err)
-	}
-	return nil
+	return folder.Sync(filepath.Dir(dir))
 }
 
 // freeBytes returns how many bytes an ordinary user can still write to the

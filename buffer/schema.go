@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+
+	"touchline/internal/folder"
 )
 
 // schemas are the steps from one version of the file's layout to the next: a
@@ -101,5 +103,5 @@ func (s *store) migrate(ctx context.Context) error {
 	if _, err := s.checkpoint("TRUNCATE"); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(s.path))
+	return folder.Sync(filepath.Dir(s.path))
 }

@@ -18,6 +18,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"touchline/internal/folder"
 )
 
 // Files of a CA in its folder, and of what it issues. Sensors are given
@@ -81,7 +83,7 @@ type CA struct {
 
 // CreateCA makes a CA in folder. It never replaces one: where there is a file
 // already, the error wraps fs.ErrExist.
-func CreateCA(folder string, o CAOptions) (*CA, error) {
+func CreateCA(dir string, o CAOptions) (*CA, error) {
 	fail := func(err error) (*CA, error) { return nil, fmt.Errorf("make CA: %w", err) }
 	now := time.Now()
 	if now.Before(earliest) {
@@ -93,8 +95,8 @@ func CreateCA(folder string, o CAOptions) (*CA, error) {
 	}
 	// The certificate comes last: without it, a CA cut short was never one.
 	for _, name := range []string{CACertFile, CAKeyFile} {
-		if _, err := os.Lstat(filepath.Join(folder, name)); !errors.Is(err, fs.ErrNotExist) {
-			return fail(errors.Join(err, fmt.Errorf("%s: %w; move both files of the old CA away first, and give the new certificate to all sensors", filepath.Join(folder, name), fs.ErrExist)))
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			return fail(errors.Join(err, fmt.Errorf("%s: %w; move both files of the old CA away first, and give the new certificate to all sensors", filepath.Join(dir, name), fs.ErrExist)))
 		}
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -109,13 +111,13 @@ func CreateCA(folder string, o CAOptions) (*CA, error) {
 	if err != nil {
 		return fail(err)
 	}
-	if err := createFile(filepath.Join(folder, CAKeyFile), keyPEM, 0o600); err != nil {
+	if err := folder.Create(filepath.Join(dir, CAKeyFile), keyPEM, 0o600); err != nil {
 		return fail(err)
 	}
-	if err := createFile(filepath.Join(folder, CACertFile), certPEM(der), 0o644); err != nil {
-		return fail(errors.Join(err, os.Remove(filepath.Join(folder, CAKeyFile))))
+	if err := folder.Create(filepath.Join(dir, CACertFile), certPEM(der), 0o644); err != nil {
+		return fail(errors.Join(err, os.Remove(filepath.Join(dir, CAKeyFile))))
 	}
-	return OpenCA(folder)
+	return OpenCA(dir)
 }
 
 func caTemplate(o CAOptions, now time.Time) (*x509.Certificate, error) {
@@ -151,9 +153,9 @@ func caTemplate(o CAOptions, now time.Time) (*x509.Certificate, error) {
 }
 
 // OpenCA opens the CA in folder.
-func OpenCA(folder string) (*CA, error) {
+func OpenCA(dir string) (*CA, error) {
 	fail := func(err error) (*CA, error) { return nil, fmt.Errorf("open CA: %w", err) }
-	certFile, keyFile := filepath.Join(folder, CACertFile), filepath.Join(folder, CAKeyFile)
+	certFile, keyFile := filepath.Join(dir, CACertFile), filepath.Join(dir, CAKeyFile)
 	certText, _, err := readFile(certFile, maxPEMFile)
 	if err != nil {
 		return fail(err)
@@ -191,9 +193,9 @@ func (ca *CA) Certificate() []byte { return certPEM(ca.der) }
 func (ca *CA) NotAfter() time.Time { return ca.cert.NotAfter }
 
 // Issue makes a new key and a certificate for hosts, names or addresses by
-// which sensors reach a gateway, and writes both to ServerFile in folder, in
+// which sensors reach a gateway, and writes both to ServerFile in dir, in
 // place of older ones. A CertificateFile that has it open takes them up.
-func (ca *CA) Issue(folder string, hosts []string) error {
+func (ca *CA) Issue(dir string, hosts []string) error {
 	fail := func(err error) error { return fmt.Errorf("issue certificate: %w", err) }
 	now := time.Now()
 	if now.Before(earliest) || now.Before(ca.cert.NotBefore) {
@@ -225,7 +227,7 @@ func (ca *CA) Issue(folder string, hosts []string) error {
 		return fail(err)
 	}
 	text := slices.Concat(keyPEM, certPEM(der)) // sensors have the CA's
-	if err := writeFile(filepath.Join(folder, ServerFile), text, 0o600); err != nil {
+	if err := folder.Replace(filepath.Join(dir, ServerFile), text, 0o600); err != nil {
 		return fail(err)
 	}
 	return nil

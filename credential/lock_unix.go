@@ -8,6 +8,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"touchline/internal/folder"
 )
 
 // Another process holds the lock for one read and one write of the file: some
@@ -24,7 +26,7 @@ func lockFile(name string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}
-	if err := giveToFolder(f); err != nil {
+	if err := folder.Give(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
 	}
 	for end := time.Now().Add(lockPatience); ; {

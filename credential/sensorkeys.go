@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"touchline"
+	"touchline/internal/folder"
 )
 
 // SensorKeysFile is the name of the file in a gateway's data folder.
@@ -412,7 +413,7 @@ func (k *SensorKeys) change(what, sensor string, f lineChange) (err error) {
 		return fail(err)
 	}
 	data := lines.text()
-	if err := writeFile(k.file, []byte(data), 0o600); err != nil {
+	if err := folder.Replace(k.file, []byte(data), 0o600); err != nil {
 		return fail(err)
 	}
 	t := parseSensorFile(data).table()

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"touchline/archive"
+	"touchline/internal/folder"
 )
 
 // An ExportFile says where an export goes.
@@ -61,11 +62,7 @@ func (f *Folder) ExportTo(ctx context.Context, to ExportFile) (_ archive.Summary
 		return fail(err)
 	}
 	renamed = true
-	d, err := os.Open(dir)
-	if err != nil {
-		return fail(err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+	if err := folder.Sync(dir); err != nil {
 		return fail(err)
 	}
 	return summary, nil

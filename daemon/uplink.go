@@ -2,8 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +14,7 @@ import (
 	"time"
 
 	"touchline"
+	"touchline/internal/folder"
 	"touchline/uplink"
 )
 
@@ -155,27 +154,7 @@ func keepStore(dir, id string) error {
 	if err := checkStoreID(id); err != nil {
 		return err
 	}
-	var random [8]byte
-	rand.Read(random[:]) // never fails
-	name := filepath.Join(dir, storeFile)
-	part := name + "." + hex.EncodeToString(random[:]) + ".part"
-	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) // it is no secret
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(id + "\n")
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(part, name)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(part))
-	}
-	folder, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return folder.Replace(filepath.Join(dir, storeFile), []byte(id+"\n"), 0o644) // it is no secret
 }
 
 // acceptStore answers `touchline uplink accept-store`.

@@ -15,7 +15,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
+
+	"touchline/internal/folder"
 )
 
 // FileName is the name of the private key in the data folder.
@@ -133,9 +134,8 @@ func parse(data []byte) (ed25519.PrivateKey, error) {
 	return key, nil
 }
 
-// makeKey writes a new key under another name, syncs it, and links it to its
-// own: unlike a rename, that never replaces what is there.
-func makeKey(dir string) (err error) {
+// makeKey writes a new key, and never replaces one.
+func makeKey(dir string) error {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return err
@@ -144,40 +144,6 @@ func makeKey(dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, "."+FileName+"-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
-	err = errors.Join(pem.Encode(f, &pem.Block{Type: pemType, Bytes: der}), giveTo(f, dir), f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), filepath.Join(dir, FileName)); err != nil {
-		return err
-	}
-	return syncFolder(dir)
-}
-
-// giveTo hands a file that root made to the owner of the folder: the gateway
-// runs as that user, and could not read its own key.
-func giveTo(f *os.File, dir string) error {
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || os.Geteuid() != 0 || owner.Uid == 0 {
-		return nil
-	}
-	return f.Chown(int(owner.Uid), int(owner.Gid))
-}
-
-// syncFolder makes the names in dir survive a power cut.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	text := pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der})
+	return folder.Create(filepath.Join(dir, FileName), text, 0o600)
 }

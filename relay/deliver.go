@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"touchline/archive"
+	"touchline/internal/folder"
 	"touchline/wire"
 )
 
@@ -45,7 +46,7 @@ func (r *Relay) deliver(ctx context.Context, path string) {
 		var wrong *archive.Error
 		switch {
 		case err == nil:
-			if err := errors.Join(removeIfThere(path+progressSuffix), os.Remove(path), syncFolder(r.opts.Dir)); err != nil {
+			if err := errors.Join(removeIfThere(path+progressSuffix), os.Remove(path), folder.Sync(r.opts.Dir)); err != nil {
 				r.log.Warn("an archive is stored in the cloud, and can't be deleted", "file", path, "error", err)
 				r.note(err)
 				pause(ctx, r.opts.BackoffCap) // or it would be sent again at once
@@ -58,7 +59,7 @@ func (r *Relay) deliver(ctx context.Context, path string) {
 			return
 		case errors.As(err, &wrong):
 			r.log.Error("an archive was damaged while it waited here: it is kept, and not sent; take it in again from where it came", "file", path+damagedSuffix, "error", err)
-			if err := errors.Join(os.Rename(path, path+damagedSuffix), syncFolder(r.opts.Dir)); err != nil {
+			if err := errors.Join(os.Rename(path, path+damagedSuffix), folder.Sync(r.opts.Dir)); err != nil {
 				r.note(err)
 				pause(ctx, r.opts.BackoffCap)
 			}

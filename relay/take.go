@@ -8,9 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"touchline/archive"
+	"touchline/internal/folder"
 )
 
 // Taken says what was taken in.
@@ -36,7 +36,7 @@ func Take(ctx context.Context, opts Options, from io.Reader, trust archive.Trust
 	to := archive.NewSparing(ctx, f, opts.Dir, opts.FreeReserve)
 	var t Taken
 	t.Header, t.Summary, err = archive.Verify(io.TeeReader(from, to), trust)
-	if err = errors.Join(err, giveTo(f, opts.Dir), f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(err, folder.Give(f), f.Sync(), f.Close()); err != nil {
 		return fail(err)
 	}
 	name := filepath.Join(opts.Dir, t.Header.ID.String()+archive.Suffix)
@@ -51,7 +51,7 @@ func Take(ctx context.Context, opts Options, from io.Reader, trust archive.Trust
 	if t.Known = errors.Is(err, os.ErrExist); err != nil && !t.Known {
 		return fail(err)
 	}
-	if err := syncFolder(opts.Dir); err != nil {
+	if err := folder.Sync(opts.Dir); err != nil {
 		return fail(err)
 	}
 	return t, nil
@@ -86,7 +86,7 @@ func makeFolder(dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(giveTo(d, filepath.Dir(dir)), d.Close(), syncFolder(filepath.Dir(dir)))
+	return errors.Join(folder.Give(d), d.Close(), folder.Sync(filepath.Dir(dir)))
 }
 
 // Tidy removes what a Take left that was cut off by a crash. Nobody may be
@@ -107,27 +107,4 @@ func (r *Relay) Tidy() error {
 		}
 	}
 	return nil
-}
-
-// giveTo hands what root made to the owner of the folder it is in: the gateway
-// runs as that user.
-func giveTo(f *os.File, dir string) error {
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || os.Geteuid() != 0 || owner.Uid == 0 {
-		return nil
-	}
-	return f.Chown(int(owner.Uid), int(owner.Gid))
-}
-
-// syncFolder makes the names in dir survive a power cut.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

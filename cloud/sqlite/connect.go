@@ -16,6 +16,7 @@ import (
 	"github.com/mattn/go-sqlite3"
 
 	"touchline/cloud"
+	"touchline/internal/folder"
 )
 
 // busyTimeout is how long a connection waits for another process's lock. The
@@ -187,7 +188,7 @@ func prepareFile(ctx context.Context, vfs, path string, alone bool) error {
 		// other files the same mode.
 		file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err == nil {
-			err = errors.Join(file.Close(), syncFolder(filepath.Dir(filepath.Dir(path))))
+			err = errors.Join(file.Close(), folder.Sync(filepath.Dir(filepath.Dir(path))))
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) { // another process was faster
 			return err
@@ -233,16 +234,4 @@ func layOut(conn *sqlite3.SQLiteConn) error {
 		return errors.New("it is another program's database: move it away, or choose another data folder")
 	}
 	return nil
-}
-
-// syncFolder makes the names in dir survive a power cut.
-func syncFolder(dir string) error {
-	file, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	if err := file.Sync(); err != nil {
-		return errors.Join(fmt.Errorf("sync folder %s: %w", dir, err), file.Close())
-	}
-	return file.Close()
 }

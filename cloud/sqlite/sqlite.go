@@ -21,6 +21,7 @@ import (
 	"github.com/mattn/go-sqlite3"
 
 	"touchline/cloud"
+	"touchline/internal/folder"
 )
 
 // FileName is the name of the database in the data folder.
@@ -150,7 +151,7 @@ func (s *Store) begin(ctx context.Context) error {
 	if err := s.migrate(ctx); err != nil {
 		return err
 	}
-	if err := syncFolder(filepath.Dir(s.path)); err != nil {
+	if err := folder.Sync(filepath.Dir(s.path)); err != nil {
 		return err
 	}
 	if err := s.read.QueryRowContext(ctx, `SELECT value FROM meta WHERE key = 'store'`).Scan(&s.id); err != nil {

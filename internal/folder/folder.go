@@ -1,0 +1,83 @@
+//go:build unix
+
+// Package folder writes files into a data folder such that a power cut leaves
+// the old one or the new one, whole, and that what root's commands write there
+// belongs to whom the folder belongs to: the gateway runs as a user of its own.
+// It holds no state and starts nothing.
+package folder
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// partSuffix ends the name of a file on its way.
+const partSuffix = ".part"
+
+// Replace writes a file, or replaces it: durable when it returns nil. Two
+// writers of one file must be kept apart by the caller.
+func Replace(file string, data []byte, mode fs.FileMode) error {
+	return place(file, data, mode, os.Rename)
+}
+
+// Create is Replace for a file that must not be there yet: it never replaces
+// one, also where two of them race. Its error wraps fs.ErrExist.
+func Create(file string, data []byte, mode fs.FileMode) error {
+	return place(file, data, mode, func(part, file string) error {
+		return errors.Join(os.Link(part, file), os.Remove(part))
+	})
+}
+
+func place(file string, data []byte, mode fs.FileMode, put func(part, file string) error) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*"+partSuffix) // 0600 from the first byte
+	if err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	part := f.Name()
+	defer func() {
+		if err != nil {
+			_ = os.Remove(part)
+			err = fmt.Errorf("write %s: %w", file, err)
+		}
+	}()
+	_, err = f.Write(data)
+	if err = errors.Join(err, Give(f), f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err = put(part, file); err != nil {
+		return err
+	}
+	return Sync(filepath.Dir(file))
+}
+
+// Sync makes the names in dir survive a power cut.
+func Sync(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("sync folder %s: %w", dir, err)
+	}
+	return nil
+}
+
+// Give gives a file or folder that root made to whom the folder that it is in
+// belongs to.
+func Give(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(filepath.Dir(f.Name()))
+	if err != nil {
+		return err
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 {
+		return f.Chown(int(s.Uid), int(s.Gid))
+	}
+	return nil
+}
