@@ -91,7 +91,10 @@ func (x *life) open(n int) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- b.Run(context.Background()) }()
-	for range x.steps {
+	for i := range x.steps {
+		if i == x.steps/2 {
+			x.fillDisk()
+		}
 		x.step()
 		if err := x.observe(b); err != nil {
 			t.Fatal(err)
@@ -162,8 +165,6 @@ func (x *life) step() {
 	case n < 98:
 		x.clock.advance(20 * time.Minute)
 		x.evict()
-	case n < 99:
-		x.fillDisk()
 	default: // unused pages are given back
 		x.free = 0
 		x.clock.advance(time.Minute)

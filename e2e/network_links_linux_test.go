@@ -83,8 +83,7 @@ func TestNetwork_BlackholeIsFoundAndReplaced(t *testing.T) {
 					c.hold(t)
 					v.drained()
 				}
-				session := v.session()
-				port := v.uplinkPort()
+				session, port := v.sessionPort()
 				if tc.up {
 					check(t, v.cloudNet.Drop(netlab.Input, fmt.Sprintf("tcp sport %d", port)))
 				}
