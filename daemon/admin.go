@@ -150,6 +150,10 @@ func (a *admin) guard(next http.Handler) http.Handler {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
 		}
+		if r.URL.Path == adminStatus { // which costs nothing, and is wanted most while something goes on
+			next.ServeHTTP(w, r)
+			return
+		}
 		select {
 		case a.slots <- struct{}{}:
 			defer func() { <-a.slots }()

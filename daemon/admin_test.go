@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -137,6 +138,34 @@ func TestAdmin_AnExportThatIsNotReadEndsWithTheGateway(t *testing.T) {
 	t.Cleanup(func() { conn.Close() })
 	if _, err := io.WriteString(conn, "POST /import HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nabc"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAdmin_StatusWaitsForNoCommand: what is wanted most while something goes
+// on has a place of its own.
+func TestAdmin_StatusWaitsForNoCommand(t *testing.T) {
+	c := settings(t, nil)
+	run(t, c)
+	for range 2 { // commands that don't end
+		conn, err := net.Dial("unix", filepath.Join(c.Gateway.Data, daemon.AdminSocket))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if _, err := io.WriteString(conn, "POST /import HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		// The body is asked for by the command itself.
+		if answer, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(answer, "100 Continue") {
+			t.Fatalf("%q, %v", answer, err)
+		}
+	}
+	f := openFolder(t, c)
+	if _, err := f.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "other commands are running") {
+		t.Fatalf("a third command: %v", err)
+	}
+	if status, err := f.Status(t.Context()); err != nil || status.Gateway != "g1" {
+		t.Errorf("status of %q: %v", status.Gateway, err)
 	}
 }
 

@@ -164,19 +164,11 @@ func TestURLs_BackToTheFirst(t *testing.T) {
 	first.mu.Lock()
 	before := first.upgrades
 	first.mu.Unlock()
-	awaitTry := time.Now().Add(long)
-	for {
+	awaitStats(t, u, "the first address is tried", func(Stats) bool {
 		first.mu.Lock()
-		tried := first.upgrades > before+2
-		first.mu.Unlock()
-		if tried {
-			break
-		}
-		if time.Now().After(awaitTry) {
-			t.Fatal("the first address is not tried")
-		}
-		time.Sleep(time.Millisecond)
-	}
+		defer first.mu.Unlock()
+		return first.upgrades > before+2
+	})
 	if st := u.Stats(); st.Sessions != sessions {
 		t.Error("a session was given up for an address that does not work")
 	}

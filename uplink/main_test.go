@@ -73,8 +73,14 @@ func (b *bell) await(t testing.TB, what string, cond func() bool) {
 // awaitStats polls for what no bell tells.
 func awaitStats(t testing.TB, u *Uplink, what string, cond func(Stats) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(long); !cond(u.Stats()); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
+	ctx, cancel := context.WithTimeout(t.Context(), long)
+	defer cancel()
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for !cond(u.Stats()) {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
 			t.Fatalf("%s: not after %v: %+v", what, long, u.Stats())
 		}
 	}
