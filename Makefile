@@ -33,7 +33,7 @@ test: static
 
 test-long: static
 	@.ci/setup long
-	@TOUCHLINE_TEST_LONG=1 $(GO) test -json -count=1 -timeout 90m ./... | $(GO) run ./internal/testreport
+	@TOUCHLINE_TEST_LONG=1 $(GO) test -json -count=1 -timeout 180m ./... | $(GO) run ./internal/testreport
 	@$(GO) run ./internal/fuzzall -for 5s
 
 # Without fuzzing, make test runs the inputs that are committed. What is found
