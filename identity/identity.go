@@ -79,21 +79,25 @@ func ParsePublic(s string) (PublicKey, error) {
 // none: it is durable then, and readable by the folder's owner alone. A file
 // that is there is never written to: one that can't be read as a key is an
 // error, since a new key would be another gateway to everybody who knew it.
-func LoadOrMake(dir string) (ed25519.PrivateKey, error) {
-	key, err := Load(dir)
-	if !errors.Is(err, os.ErrNotExist) {
-		return key, err
-	}
-	if err := makeKey(dir); err != nil && !errors.Is(err, os.ErrExist) { // another process was faster
-		return nil, fmt.Errorf("make gateway key: %w", err)
-	}
-	return Load(dir)
-}
+func LoadOrMake(dir string) (ed25519.PrivateKey, error) { return loadOrMake(dir, FileName) }
 
 // Load returns the key in a data folder. Where there is none the error is
 // os.ErrNotExist.
-func Load(dir string) (ed25519.PrivateKey, error) {
-	path := filepath.Join(dir, FileName)
+func Load(dir string) (ed25519.PrivateKey, error) { return load(dir, FileName) }
+
+func loadOrMake(dir, name string) (ed25519.PrivateKey, error) {
+	key, err := load(dir, name)
+	if !errors.Is(err, os.ErrNotExist) {
+		return key, err
+	}
+	if err := makeKey(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) { // another process was faster
+		return nil, fmt.Errorf("make gateway key: %w", err)
+	}
+	return load(dir, name)
+}
+
+func load(dir, name string) (ed25519.PrivateKey, error) {
+	path := filepath.Join(dir, name)
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("read gateway key: %w", err)
@@ -135,7 +139,7 @@ func parse(data []byte) (ed25519.PrivateKey, error) {
 }
 
 // makeKey writes a new key, and never replaces one.
-func makeKey(dir string) error {
+func makeKey(file string) error {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return err
@@ -145,5 +149,5 @@ func makeKey(dir string) error {
 		return err
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der})
-	return folder.Create(filepath.Join(dir, FileName), text, 0o600)
+	return folder.Create(file, text, 0o600)
 }
