@@ -116,6 +116,12 @@ func (e *enroller) serveRoll(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	var keys []credential.GatewayKey
 	err := e.in.store.RollKeys(ctx, p.gateway, func(known []credential.GatewayKey) (_ []credential.GatewayKey, err error) {
+		if len(known) == 1 && known[0].Public.Equal(roll.New) && p.keyID == credential.Thumbprint(roll.New) {
+			// It did not hear the answer, and the old key has ended since: that it
+			// has the new one it has just shown.
+			keys = known
+			return keys, nil
+		}
 		keys, err = roll.Verify(known, time.Now())
 		return keys, err
 	})
