@@ -116,6 +116,7 @@ type BufferConfig struct {
 type UplinkConfig struct {
 	URLs          []string        `toml:"urls"`
 	TokenFile     string          `toml:"token_file"`
+	KeyMaxAge     config.Duration `toml:"key_max_age"`
 	ReconnectMin  config.Duration `toml:"reconnect_min"`
 	ReconnectMax  config.Duration `toml:"reconnect_max"`
 	AcceptTimeout config.Duration `toml:"accept_timeout"`
@@ -306,6 +307,9 @@ func (c *UplinkConfig) check(report func(key, problem string)) {
 		} else if u.User != nil {
 			report("uplink.urls", "has a user or password in it: the token belongs into uplink.token_file")
 		}
+	}
+	if c.KeyMaxAge != 0 && c.KeyMaxAge < 24*3600e9 {
+		report("uplink.key_max_age", fmt.Sprintf("%s is too short: want at least 1d, or 0s for never", c.KeyMaxAge))
 	}
 	if c.ReconnectMin < 1e6 || c.ReconnectMax < c.ReconnectMin {
 		report("uplink.reconnect_min", fmt.Sprintf("%s up to %s: want at least 1ms, and reconnect_max not below it", c.ReconnectMin, c.ReconnectMax))

@@ -25,6 +25,7 @@ const (
 	adminImport = "/import"
 	adminStore  = "/accept-store"
 	adminStatus = "/status"
+	adminKey    = "/key/roll"
 )
 
 // maxAdminRequests bounds commands that run at a time; each reads the whole
@@ -93,6 +94,7 @@ func (a *admin) run(ctx context.Context) error {
 	mux.HandleFunc("POST "+adminExport, a.export)
 	mux.HandleFunc("POST "+adminImport, a.take)
 	mux.HandleFunc("POST "+adminStore, a.acceptStore)
+	mux.HandleFunc("POST "+adminKey, a.rollKey)
 	server := &http.Server{
 		Handler:           a.guard(mux),
 		ReadHeaderTimeout: 5 * time.Second,

@@ -48,6 +48,7 @@ type Daemon struct {
 	access   *sensors.Access
 	uplink   *uplink.Uplink // nil: this gateway just buffers
 	relay    *relay.Relay
+	roller   *roller
 	admin    *admin // nil: the folder has no socket
 	rate     rate
 }
@@ -109,6 +110,7 @@ func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daem
 	if err := d.relay.Tidy(); err != nil {
 		d.logger.Warn("what an import left can't be removed", "error", err)
 	}
+	d.roller = d.newRoller(logger)
 	d.listenAdmin(logger)
 	return d, nil
 }
@@ -330,6 +332,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		group.Go(func() error { return d.uplink.Run(groupCtx) })
 	}
 	group.Go(func() error { return d.relay.Run(groupCtx) })
+	group.Go(func() error { return d.roller.run(groupCtx) })
 	if d.admin != nil {
 		group.Go(func() error { return d.admin.run(groupCtx) })
 	}

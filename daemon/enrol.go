@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -36,6 +38,7 @@ type EnrolOptions struct {
 const (
 	enrolTimeout  = 30 * time.Second // of one request
 	maxEnrolBytes = 64 << 10         // of an answer
+	maxRetryAfter = 6 * time.Hour    // whatever it asks for
 )
 
 // Enrol registers this gateway's key, which is made where there is none, with
@@ -161,7 +164,7 @@ func enrolAsk(ctx context.Context, client *http.Client, method, to string, send,
 		return fmt.Errorf("read the cloud's answer: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return enrolRefused(to, resp, text)
+		return refused(to, resp, text)
 	}
 	if err := json.Unmarshal(text, answer); err != nil {
 		return fmt.Errorf("what answers at %s is no touchline cloud: %w", to, err)
@@ -169,19 +172,35 @@ func enrolAsk(ctx context.Context, client *http.Client, method, to string, send,
 	return nil
 }
 
-func enrolRefused(to string, resp *http.Response, text []byte) error {
+// A refusal is an answer of the cloud, or of what stands in its place, that is
+// not the one that was asked for.
+type refusal struct {
+	status int
+	after  time.Duration // what Retry-After asks for
+	text   string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+func refused(to string, resp *http.Response, text []byte) *refusal {
+	r := &refusal{status: resp.StatusCode}
+	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
+		r.after = min(time.Duration(seconds)*time.Second, maxRetryAfter)
+	}
 	var problem struct{ Title, Detail string }
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") && json.Unmarshal(text, &problem) == nil {
 		if problem.Detail == "" {
 			problem.Detail = problem.Title
 		}
-		return fmt.Errorf("the cloud says: %.500q (%s)", problem.Detail, resp.Status)
+		r.text = fmt.Sprintf("the cloud says: %.500q (%s)", problem.Detail, resp.Status)
+		return r
 	}
 	hint := "is this the address of a touchline cloud?"
 	if place := resp.Header.Get("Location"); place != "" {
 		hint = fmt.Sprintf("it points to %.200q", place)
 	}
-	return fmt.Errorf("%s answers %s: %s", to, resp.Status, hint)
+	r.text = fmt.Sprintf("%s answers %s: %s", to, resp.Status, hint)
+	return r
 }
 
 // mint signs a credential for one handshake with the key in the data folder,
@@ -195,6 +214,11 @@ func mint(c touchline.Config, nonce string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return mintWith(c, key, nonce)
+}
+
+// mintWith is mint with a key that need not be the one in use.
+func mintWith(c touchline.Config, key ed25519.PrivateKey, nonce string) (string, error) {
 	token, err := credential.NewToken(credential.TokenRequest{Gateway: c.Gateway.ID, Key: key, Audience: wire.Audience, Nonce: nonce})
 	if err != nil {
 		return "", err

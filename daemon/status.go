@@ -20,6 +20,7 @@ type Status struct {
 	Buffer  BufferStatus  `json:"buffer"`
 	Wear    *WearStatus   `json:"wear,omitempty"` // nil where the system does not say
 	Uplink  UplinkStatus  `json:"uplink"`
+	Key     KeyStatus     `json:"key"`
 	Relay   RelayStatus   `json:"relay"`
 }
 
@@ -153,6 +154,7 @@ func (d *Daemon) Status() Status {
 		Buffer:  d.bufferStatus(),
 		Wear:    d.wear(time.Now()),
 		Uplink:  d.uplinkStatus(),
+		Key:     d.keyStatus(),
 		Relay:   RelayStatus(d.relay.Stats()),
 	}
 }

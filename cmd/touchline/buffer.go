@@ -209,23 +209,3 @@ buffer.import_keys, or named with --trust, are taken in.`,
 	cmd.Flags().StringArrayVar(&trusted, "trust", nil, "`ID=KEY`: one more gateway, with the key that `touchline key` prints there")
 	return cmd
 }
-
-func keyCommand(s *settings) *cobra.Command {
-	return &cobra.Command{
-		Use:   "key",
-		Short: "Print the public key of this gateway, which signs what it exports",
-		Long: `Prints the public half of the gateway's key; the first time, the key is made. At
-the cloud ` + "`touchline-cloud gateway key ID PUBLIC`" + ` registers it.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.onFolder(func(f *daemon.Folder, _ touchline.Config) error {
-				key, err := f.Key()
-				if err != nil {
-					return err
-				}
-				_, err = fmt.Fprintln(cmd.OutOrStdout(), key)
-				return err
-			})
-		},
-	}
-}

@@ -204,6 +204,12 @@ func printUplink(line func(name, format string, args ...any), s daemon.Status) {
 	if !u.NextTry.IsZero() {
 		line("", "next try in %s", ago(u.NextTry.Sub(s.Time)))
 	}
+	if k := s.Key; k.Next != "" {
+		line("key", "%s is in use, and %s on its way to the cloud", k.Thumbprint, k.Next)
+	}
+	if s.Key.LastError != "" {
+		line("key", "last error: %s", s.Key.LastError)
+	}
 }
 
 // ago rounds to what a person reads: two units at most.
