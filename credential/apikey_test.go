@@ -112,17 +112,6 @@ func FuzzParseScopes(f *testing.F) {
 	})
 }
 
-func FuzzParsePublicKey(f *testing.F) {
-	f.Add("")
-	f.Add(FormatPublicKey(PublicKey(gatewayKey('n'))))
-	f.Fuzz(func(t *testing.T, text string) {
-		key, err := ParsePublicKey(text)
-		if err == nil && FormatPublicKey(key) != text {
-			t.Fatalf("%q is read, and written as %q", text, FormatPublicKey(key))
-		}
-	})
-}
-
 func BenchmarkAPIKey_ParseAndMatch(b *testing.B) {
 	text, hash := NewAPIKey().Reveal(), [32]byte{}
 	b.ReportAllocs()

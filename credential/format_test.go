@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"touchline/identity"
 )
 
 // What others build against is written in FORMAT.md. Each example there is
@@ -22,7 +24,7 @@ func TestFormat_ExamplesAreTrue(t *testing.T) {
 	}
 	seed := func(b byte) ed25519.PrivateKey { return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{b}, 32)) }
 	one, two := seed(1), seed(2)
-	holds("public key", FormatPublicKey(PublicKey(one)))
+	holds("public key", identity.Public(one).String())
 	holds("thumbprint", Thumbprint(PublicKey(one)))
 
 	claim, err := ParseClaim("ABCDH-EFGHP-JKMNG-PQRSF")
@@ -67,11 +69,11 @@ func TestFormat_ExamplesAreTrue(t *testing.T) {
 
 // RFC 8037, appendix A.3.
 func TestThumbprint_IsTheOneOfTheRFC(t *testing.T) {
-	key, err := ParsePublicKey("ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo")
+	key, err := identity.ParsePublic("ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := Thumbprint(key); got != "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k" {
+	if got := Thumbprint(key[:]); got != "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k" {
 		t.Error(got)
 	}
 }

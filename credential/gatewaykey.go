@@ -4,12 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
-	"encoding/pem"
-	"errors"
-	"fmt"
-	"strings"
 	"time"
 )
 
@@ -27,47 +22,6 @@ func NewGatewayKey() ed25519.PrivateKey {
 // PublicKey returns the public half.
 func PublicKey(key ed25519.PrivateKey) ed25519.PublicKey {
 	return key.Public().(ed25519.PublicKey)
-}
-
-func privatePEM(key any) ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("encode private key: %w", err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
-}
-
-func parsePrivatePEM(text []byte) (any, error) {
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, errors.New("holds no private key (PEM, PKCS #8)")
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, errors.New("holds a private key that is damaged") // whatever x509 says of its bytes stays here
-	}
-	return key, nil
-}
-
-const publicPrefix = "ed25519:"
-
-// FormatPublicKey returns a public key as one word: ed25519: and its 32 bytes
-// in base64url.
-func FormatPublicKey(key ed25519.PublicKey) string {
-	return publicPrefix + base64.RawURLEncoding.EncodeToString(key)
-}
-
-// ParsePublicKey reads what FormatPublicKey returns, and nothing else.
-func ParsePublicKey(s string) (ed25519.PublicKey, error) {
-	encoded, ok := strings.CutPrefix(s, publicPrefix)
-	if !ok {
-		return nil, fmt.Errorf("public key %.60q does not begin with %s", s, publicPrefix)
-	}
-	key, ok := decode64(encoded, ed25519.PublicKeySize)
-	if !ok {
-		return nil, fmt.Errorf("public key %.60q: want %d bytes of base64url after %s", s, ed25519.PublicKeySize, publicPrefix)
-	}
-	return key, nil
 }
 
 // decode64 decodes exactly n bytes of base64url without padding, in the one

@@ -126,3 +126,14 @@ func TestParsePublic_OneFormOnly(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParsePublic(f *testing.F) {
+	f.Add("")
+	f.Add(identity.PublicKey{1, 2, 3}.String())
+	f.Fuzz(func(t *testing.T, text string) {
+		key, err := identity.ParsePublic(text)
+		if err == nil && key.String() != text {
+			t.Fatalf("%q is read, and written as %q", text, key)
+		}
+	})
+}
