@@ -208,3 +208,42 @@ func TestKeyRoll_KilledInTheMiddle(t *testing.T) {
 	}
 	t.Logf("MEASURED key rolls, seed %d: %d, the gateway killed %v, with it the cloud %d times: each ended with the key that it began with; %s", seed, rounds+1, killed, clouds, v)
 }
+
+// TestKeyRoll_AnExportSignedBeforeItIsTaken: a stick that was written, and
+// carried away, before the gateway had another key. The roll is one of a
+// stopped gateway, and begins while the cloud is away.
+func TestKeyRoll_AnExportSignedBeforeItIsTaken(t *testing.T) {
+	s := newSite(t, "")
+	s.startCloud()
+	s.enroll(fmt.Sprintf("ws://127.0.0.1:%d", s.cloudPort))
+	s.cloud.terminate()
+	s.startGateway()
+	s.deposit(0, 3000, false)
+	stick := filepath.Join(t.TempDir(), "north.tla")
+	s.touchline("buffer", "export", stick)
+	s.gateway.terminate()
+	before := strings.TrimSpace(s.touchline("key"))
+
+	if _, said, status := run(t, "touchline", "key", "roll", "--config", s.gatewayConfig); status != 1 || !strings.Contains(said, "ask the cloud") {
+		t.Errorf("a roll without a cloud: status %d, %s", status, said)
+	}
+	shown, said, _ := run(t, "touchline", "key", "--config", s.gatewayConfig)
+	if strings.TrimSpace(shown) != before || !strings.Contains(said, "next ") {
+		t.Errorf("after it, touchline key says %q and %q, want %s and one that is next", shown, said, before)
+	}
+	s.startCloud()
+	after := strings.TrimSpace(s.touchline("key", "roll"))
+	if after == before || strings.TrimSpace(s.touchline("key")) != after {
+		t.Errorf("the key is %s, was %s", after, before)
+	}
+	for range 2 {
+		if out, stderr, status := run(t, "touchline-cloud", "import", stick, "--config", s.cloudConfig); status != 0 {
+			t.Fatalf("import: status %d, %q, %s", status, out, stderr)
+		}
+	}
+	s.hasOnce(3000)
+	s.startGateway() // and it speaks
+	s.deposit(3000, 4000, false)
+	s.drained()
+	s.hasOnce(4000)
+}
