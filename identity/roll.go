@@ -34,8 +34,8 @@ const lockName = FileName + ".lock"
 var ErrRolling = errors.New("another process is rolling the gateway's key: wait for its end")
 
 // Lock keeps other processes from changing the key until unlock is called, or
-// this process ends. It does not wait: its error is ErrRolling where another
-// one has the lock.
+// this process ends, and removes what one left that was killed as it wrote. It
+// does not wait: its error is ErrRolling where another one has the lock.
 func Lock(dir string) (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -48,6 +48,11 @@ func Lock(dir string) (unlock func(), err error) {
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock gateway key: %w", err), f.Close())
+	}
+	for _, name := range []string{NextFile, OldFile} {
+		if err := folder.Tidy(filepath.Join(dir, name)); err != nil {
+			return nil, errors.Join(fmt.Errorf("lock gateway key: %w", err), f.Close())
+		}
 	}
 	return func() { _ = f.Close() }, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -121,6 +122,31 @@ func TestLock_IsOneProcessAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	unlock()
+}
+
+// TestLock_RemovesWhatAKilledProcessLeft: it may be most of a private key.
+func TestLock_RemovesWhatAKilledProcessLeft(t *testing.T) {
+	dir := t.TempDir()
+	made(t, identity.LoadOrMake, dir)
+	made(t, identity.MakeNext, dir)
+	for _, name := range []string{identity.NextFile, identity.OldFile} {
+		if err := os.WriteFile(filepath.Join(dir, name+".4711.part"), []byte("-----BEGIN PRIVATE KEY"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unlock, err := identity.Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	var names []string
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if want := []string{identity.FileName, identity.FileName + ".lock", identity.NextFile}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("the folder holds %q %v, want %q", names, err, want)
+	}
 }
 
 func TestMakeNext_IsOneKeyForAll(t *testing.T) {

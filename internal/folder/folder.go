@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -52,6 +53,22 @@ func place(file string, data []byte, mode fs.FileMode, put func(part, file strin
 		return err
 	}
 	return Sync(filepath.Dir(file))
+}
+
+// Tidy removes what a process left of a file that was killed as it wrote it.
+// The caller keeps others from writing it meanwhile.
+func Tidy(file string) error {
+	dir, name := filepath.Split(file)
+	entries, err := os.ReadDir(filepath.Clean(dir))
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), name+".") && strings.HasSuffix(e.Name(), partSuffix) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("tidy up after %s: %w", file, err)
+	}
+	return nil
 }
 
 // Sync makes the names in dir survive a power cut.
