@@ -44,6 +44,10 @@ const (
 	rollPause    = time.Minute
 	maxRollPause = 6 * time.Hour
 
+	// maxRemindPause bounds how long a cloud that is back from a backup may
+	// wait for a gateway that it does not know.
+	maxRemindPause = time.Hour
+
 	// rollSpread keeps keys apart that were overdue before this version could
 	// roll them: 2,000 gateways make three rolls a second.
 	rollSpread = 10 * time.Minute
@@ -191,7 +195,7 @@ func (r *roller) note(err error) {
 	if errors.As(err, &said) {
 		least = said.after
 	}
-	pause := r.postpone(least)
+	pause := r.postpone(least, maxRollPause)
 	known := r.status.LastError == err.Error()
 	r.status.LastError, r.status.NextTry = err.Error(), r.tryAt.Round(0)
 	if known {
@@ -202,9 +206,9 @@ func (r *roller) note(err error) {
 }
 
 // postpone sets when the next try is. r.mu is held.
-func (r *roller) postpone(least time.Duration) time.Duration {
-	pause := min(maxRollPause, rollPause<<min(r.tries, 10)) // 2^9 minutes are above the bound
-	pause = max(least, pause/2+rand.N(pause/2))             // those that failed together come one by one
+func (r *roller) postpone(least, most time.Duration) time.Duration {
+	pause := min(most, rollPause<<min(r.tries, 10)) // 2^9 minutes are above any bound
+	pause = max(least, pause/2+rand.N(pause/2))     // those that failed together come one by one
 	r.tries++
 	r.tryAt = time.Now().Add(pause)
 	return pause
@@ -214,29 +218,30 @@ func (r *roller) postpone(least time.Duration) time.Duration {
 // session for a while: one that was restored from a backup knows the old key
 // only, and takes the new one from nobody else. It returns when to look again.
 func (r *roller) remind(ctx context.Context) time.Duration {
+	online := r.online()
 	r.mu.Lock()
 	began := r.offline
-	if r.online() {
-		r.offline = time.Time{}
-	} else if began.IsZero() {
+	switch {
+	case online && !began.IsZero():
+		r.offline, r.tries = time.Time{}, 0
+	case !online && began.IsZero():
 		r.offline = time.Now()
 	}
 	r.mu.Unlock()
-	if began.IsZero() || r.online() || time.Since(began) < r.patient {
+	if online || began.IsZero() || time.Since(began) < r.patient {
 		return r.patient
 	}
 	err := r.declareAgain(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	pause := r.postpone(0, maxRemindPause)
 	if err != nil { // it is offline, as far as anybody knows; the uplink says why
-		pause := r.postpone(0)
 		r.log.Debug("the cloud was not told of the key again", "error", err, "next_try_in", pause)
 		return pause
 	}
-	r.tries, r.tryAt, r.offline = 0, time.Time{}, time.Time{}
 	r.status.Repeated++
-	r.log.Info("there was no session, and the cloud was told again of this gateway's key", "key", r.status.Thumbprint)
-	return r.patient
+	r.log.Info("there is no session: the cloud was told again of this gateway's key", "key", r.status.Thumbprint)
+	return pause
 }
 
 func (r *roller) declareAgain(ctx context.Context) error {

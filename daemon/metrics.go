@@ -50,6 +50,10 @@ var (
 	descCommits       = describe("buffer_commits_total", "Commits, each one sync.")
 	descCommitErrors  = describe("buffer_commit_errors_total", "Commits that failed.")
 
+	descKeyMade   = describe("key_made_timestamp_seconds", "When the gateway's key was made, in seconds since the Unix epoch.")
+	descKeyWaits  = describe("key_unregistered", "1 while a new key is made and not registered at the cloud.")
+	descKeyRolled = describe("key_rolled_total", "New keys that took over.")
+
 	descRelayWaiting   = describe("relay_archives", "Archives of other gateways that wait for the cloud.")
 	descRelayBytes     = describe("relay_bytes", "Bytes on the disk of archives of other gateways.")
 	descRelayDelivered = describe("relay_delivered_archives_total", "Archives of other gateways that the cloud has stored.")
@@ -123,6 +127,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descKeysForgotten, s.Buffer.Repeats.KeysForgotten)
 	counter(descCommits, s.Buffer.Commits)
 	counter(descCommitErrors, s.Buffer.CommitErrors)
+
+	if !s.Key.Since.IsZero() {
+		gauge(descKeyMade, float64(s.Key.Since.Unix()))
+	}
+	waits := 0.0
+	if s.Key.Next != "" {
+		waits = 1
+	}
+	gauge(descKeyWaits, waits)
+	counter(descKeyRolled, s.Key.Rolled)
 
 	gauge(descRelayWaiting, float64(s.Relay.Waiting))
 	gauge(descRelayBytes, float64(s.Relay.Bytes))
