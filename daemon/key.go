@@ -41,6 +41,9 @@ type KeyRolled struct {
 	OldEnds time.Time          `json:"old_ends"` // when the old one counts no more at the cloud; zero: it does not say
 }
 
+// errNothingToRoll says that this gateway does not speak by a key.
+var errNothingToRoll = errors.New("there is nothing to roll")
+
 // errUnknownKeys says that the cloud takes neither the old key nor the new one.
 var errUnknownKeys = errors.New("the cloud knows neither the key in use nor the new one: enroll this gateway again (`touchline-cloud gateway claim --gateway ID`, `touchline enroll CODE`)")
 
@@ -52,10 +55,10 @@ func rollKey(ctx context.Context, c touchline.Config, now time.Time) (done KeyRo
 	fail := func(err error) (KeyRolled, error) { return KeyRolled{}, fmt.Errorf("roll key: %w", err) }
 	dir := c.Gateway.Data
 	if len(c.Uplink.URLs) == 0 {
-		return fail(errors.New("uplink.urls is empty: there is no cloud to register a new key at"))
+		return fail(fmt.Errorf("%w: uplink.urls is empty: there is no cloud to register a new key at", errNothingToRoll))
 	}
 	if _, err := identity.Load(dir); errors.Is(err, os.ErrNotExist) { // nor a folder, it may be
-		return fail(fmt.Errorf("%s has no key: `touchline enroll CODE` makes and registers the first one", dir))
+		return fail(fmt.Errorf("%w: %s has no key: `touchline enroll CODE` makes and registers the first one", errNothingToRoll, dir))
 	}
 	unlock, err := identity.Lock(dir)
 	if err != nil {

@@ -32,6 +32,7 @@ type roller struct {
 
 	mu      sync.Mutex // covers what follows
 	status  KeyStatus
+	failed  string    // why the last roll did; "" after one that did not
 	tries   int       // that failed in a row
 	tryAt   time.Time // nothing is tried before; monotonic
 	waited  bool      // for a part of spread
@@ -168,7 +169,7 @@ func (r *roller) roll(ctx context.Context) (done KeyRolled, err error) {
 		return done, ctx.Err()
 	}
 	done, err = rollKey(ctx, r.config, r.now())
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, identity.ErrRolling) || errors.Is(err, errNothingToRoll) {
 		return done, err
 	}
 	r.note(err)
@@ -187,7 +188,7 @@ func (r *roller) note(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err == nil {
-		r.tries, r.tryAt, r.status.LastError, r.status.NextTry = 0, time.Time{}, "", time.Time{}
+		r.failed, r.tries, r.tryAt, r.status.NextTry = "", 0, time.Time{}, time.Time{}
 		return
 	}
 	var said *refusal
@@ -196,8 +197,8 @@ func (r *roller) note(err error) {
 		least = said.after
 	}
 	pause := r.postpone(least, maxRollPause)
-	known := r.status.LastError == err.Error()
-	r.status.LastError, r.status.NextTry = err.Error(), r.tryAt.Round(0)
+	known := r.failed == err.Error()
+	r.failed, r.status.NextTry = err.Error(), r.tryAt.Round(0)
 	if known {
 		r.log.Debug("the new key is still not registered", "error", err, "next_try_in", pause)
 		return
@@ -272,12 +273,9 @@ func (r *roller) look() KeyStatus {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	seen.Rolled, seen.Repeated, seen.LastError, seen.NextTry = r.status.Rolled, r.status.Repeated, r.status.LastError, r.status.NextTry
+	seen.Rolled, seen.Repeated, seen.LastError, seen.NextTry = r.status.Rolled, r.status.Repeated, r.failed, r.status.NextTry
 	if err != nil {
 		seen.LastError = err.Error()
-	}
-	if seen.Next == "" && err == nil && r.tries == 0 {
-		seen.LastError, seen.NextTry = "", time.Time{}
 	}
 	r.status = seen
 	return seen
