@@ -150,7 +150,11 @@ func TestKeyRoll_KilledInTheMiddle(t *testing.T) {
 		hole.stop <- moment
 		command := start(t, "touchline", "key", "roll", "--config", s.gatewayConfig)
 		command.expected = true
-		<-hole.arrived
+		select {
+		case <-hole.arrived:
+		case <-time.After(patience):
+			t.Fatalf("seed %d: no roll came in %s: %s", seed, patience, command.log)
+		}
 		if moment == keyAnswered {
 			pause(t.Context(), time.Duration(random.Int64N(int64(4*time.Millisecond))))
 		}
