@@ -65,8 +65,12 @@ func (u *Uplink) dialSocket(ctx context.Context, to *url.URL) (link, error) {
 	case errors.Is(err, websocket.ErrBadHandshake):
 		return nil, u.refusal(to, resp)
 	case err != nil:
+		hint := ""
+		if RefusedOurCertificate(err) {
+			hint = "; what answers there wants another client certificate (uplink.client_cert)"
+		}
 		return nil, &failure{
-			err:       fmt.Errorf("dial %s: %w", shown(to), err),
+			err:       fmt.Errorf("dial %s: %w%s", shown(to), err, hint),
 			middlebox: errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF),
 		}
 	}
@@ -80,18 +84,15 @@ func (u *Uplink) dialSocket(ctx context.Context, to *url.URL) (link, error) {
 
 // network returns how to dial to, by a proxy or not, and the TLS settings.
 func (u *Uplink) network(to *url.URL) (dialFunc, *tls.Config, error) {
-	config, err := u.tlsTo(to.Hostname())
+	config, err := u.route.TLS(to.Hostname())
 	if err != nil {
 		return nil, nil, &failure{err: err, floor: u.opts.refusedFor()}
 	}
-	via, err := u.proxy(to)
+	dial, err := u.route.dialer(to)
 	if err != nil {
 		return nil, nil, &failure{err: err, floor: u.opts.refusedFor()}
 	}
-	if via == nil {
-		return u.netDial, config, nil
-	}
-	return through(via, u.netDial), config, nil
+	return dial, config, nil
 }
 
 // head returns what each request carries.
@@ -143,11 +144,8 @@ const maxNonceBytes = 4 << 10
 
 // fetchNonce asks the cloud for a nonce, for a gateway whose clock says nothing.
 func (u *Uplink) fetchNonce(ctx context.Context, to *url.URL) (string, error) {
-	dial, config, err := u.network(to)
-	if err != nil {
-		return "", err
-	}
-	transport := &http.Transport{DialContext: dial, TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeadBytes}
+	transport := u.route.Transport()
+	transport.DisableKeepAlives = true
 	defer transport.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, 2*u.opts.HandshakeTimeout)
 	defer cancel()
@@ -253,9 +251,6 @@ func said(body []byte) string {
 	}
 	return fmt.Sprintf("; it said %q", text)
 }
-
-// tlsConfig is for wss: the system's roots, and nothing older than TLS 1.2.
-func tlsConfig() *tls.Config { return &tls.Config{MinVersion: tls.VersionTLS12} }
 
 // A connGuard closes the connection of a dial when its context ends: gorilla
 // lets go of the context once TCP is connected, and would wait for the answer

@@ -191,8 +191,11 @@ func TestDial_TLSWithTheSystemsChecks(t *testing.T) {
 	})
 	stop()
 	u = w.uplink(o)
-	u.tls.RootCAs = x509.NewCertPool()
-	u.tls.RootCAs.AddCert(server.Certificate())
+	u.route.config = func(host string, _ *x509.CertPool) *tls.Config {
+		roots := x509.NewCertPool()
+		roots.AddCert(server.Certificate())
+		return systemTLS(host, roots)
+	}
 	stop = w.start(u)
 	w.bell.await(t, "delivered", func() bool { return w.source.left() == 0 })
 	if st := u.Stats(); !strings.HasPrefix(st.URL, "wss://") {
@@ -518,7 +521,7 @@ func TestRun_EndsPromptlyInEveryState(t *testing.T) {
 				}
 				u := w.uplink(o)
 				if dial != nil {
-					u.netDial = dial
+					u.route.dial = dial
 				}
 				stop := w.start(u)
 				synctest.Wait()

@@ -77,24 +77,19 @@ type heard struct {
 
 // openRequests begins a session over requests. It does not wait for the network.
 func (u *Uplink) openRequests(ctx context.Context, to *url.URL) (link, error) {
-	dial, config, err := u.network(to)
-	if err != nil {
+	if _, _, err := u.network(to); err != nil { // what is wrong with files is said at once
 		return nil, err
 	}
 	var id [16]byte
 	rand.Read(id[:]) // never fails
-	transport := &http.Transport{
-		DialContext: dial, TLSClientConfig: config, TLSHandshakeTimeout: u.opts.HandshakeTimeout,
-		MaxResponseHeaderBytes: maxHeadBytes, MaxConnsPerHost: 2, DisableCompression: true,
-	}
+	transport := u.route.Transport()
+	transport.MaxConnsPerHost, transport.DisableCompression = 2, true
+	transport.IdleConnTimeout = 0 // the session ends it
+	client := u.route.Client()
+	client.Transport, client.Jar = transport, &cookies{}
 	r := &requests{
 		u: u, to: overHTTP(to), id: hex.EncodeToString(id[:]),
-		http: &http.Client{
-			Transport:     transport,
-			Jar:           &cookies{},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-		free:  transport.CloseIdleConnections,
+		http: client, free: transport.CloseIdleConnections,
 		begun: make(chan struct{}),
 		inbox: make(chan heard, inboxMessages),
 		wake:  make(chan struct{}, 1), room: make(chan struct{}, 1), moved: make(chan struct{}, 1),

@@ -139,7 +139,7 @@ func (w *world) uplink(o Options) *Uplink {
 		w.t.Fatal(err)
 	}
 	if w.cloud.pipes != nil {
-		u.netDial = w.cloud.pipes.dial
+		u.route.dial = w.cloud.pipes.dial
 	}
 	u.minHeartbeat = time.Millisecond
 	return u

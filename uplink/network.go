@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 )
 
@@ -73,7 +74,9 @@ func (n *Network) amend(c *tls.Config) error {
 		if err != nil {
 			return fmt.Errorf("read uplink.client_cert: %w", err)
 		}
-		c.Certificates = []tls.Certificate{pair}
+		// Shown to whoever asks for one, also where it is none of those that the
+		// server says it takes: its refusal is clearer than that of none.
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	if len(n.Pins) == 0 {
 		return nil
@@ -102,22 +105,6 @@ func (n *Network) amend(c *tls.Config) error {
 	return nil
 }
 
-// tlsTo returns what a connection to host is encrypted by.
-func (u *Uplink) tlsTo(host string) (*tls.Config, error) {
-	n := &u.opts.Network
-	roots, err := n.roots()
-	if err != nil {
-		return nil, err
-	}
-	var c *tls.Config
-	if u.opts.TLS != nil {
-		c = u.opts.TLS(host, roots)
-	} else if c = u.tls.Clone(); roots != nil {
-		c.RootCAs = roots
-	}
-	return c, n.amend(c)
-}
-
 // checkPin is called for each handshake, resumed ones included. That the other
 // side has the key was shown by the handshake itself.
 func checkPin(pins [][]byte, state tls.ConnectionState) error {
@@ -130,7 +117,31 @@ func checkPin(pins [][]byte, state tls.ConnectionState) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("server's key is not in uplink.pin: it is %s; is the connection intercepted?", base64.StdEncoding.EncodeToString(sum[:]))
+	return &PinError{Key: base64.StdEncoding.EncodeToString(sum[:])}
+}
+
+// A PinError says that a server has a key that is not in uplink.pin.
+type PinError struct {
+	Key string // as uplink.pin would have it
+}
+
+func (e *PinError) Error() string {
+	return fmt.Sprintf("server's key is not in uplink.pin: it is %s; is the connection intercepted?", e.Key)
+}
+
+// RefusedOurCertificate says whether an error is the other side's word (an
+// alert of TLS) that it does not take our client certificate, or wants one. In
+// TLS 1.3 it comes after the handshake, where the first answer should be.
+func RefusedOurCertificate(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate")
+}
+
+// An InterfaceError says that uplink.interface is not there.
+type InterfaceError struct{ Name string }
+
+func (e *InterfaceError) Error() string {
+	return fmt.Sprintf("uplink.interface %q: there is no such network interface now", e.Name)
 }
 
 // errNotBound is a socket that the system does not let us bind to an interface.
@@ -146,7 +157,7 @@ func netDialer(o *Options) dialFunc {
 	}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if _, err := net.InterfaceByName(name); err != nil {
-			return nil, fmt.Errorf("uplink.interface %q: there is no such network interface now", name)
+			return nil, &InterfaceError{Name: name}
 		}
 		d := &net.Dialer{Timeout: o.HandshakeTimeout, Control: func(network, address string, raw syscall.RawConn) error {
 			if bindToInterface(raw, name) != nil {

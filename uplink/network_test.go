@@ -235,6 +235,14 @@ func TestProxy_SettingsAndEnvironment(t *testing.T) {
 	if u, err := choose(inside); err != nil || u != nil {
 		t.Errorf("NO_PROXY gives %v %v", u, err)
 	}
+	t.Setenv("HTTPS_PROXY", "http://user:p4ssword in it@%zz")
+	if choose, err = chooseProxy(""); err != nil {
+		t.Fatal(err)
+	} else if u, err := choose(to); err == nil || contains(err.Error(), "p4ssword") {
+		t.Errorf("a proxy that is no address gives %v %v, not past it", u, err)
+	} else if u, err := choose(inside); err != nil || u != nil {
+		t.Errorf("NO_PROXY beside it gives %v %v", u, err)
+	}
 	if choose, err = chooseProxy("direct"); err != nil {
 		t.Fatal(err)
 	} else if u, err := choose(to); err != nil || u != nil {

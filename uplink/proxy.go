@@ -29,10 +29,12 @@ type proxyChoice func(to *url.URL) (*url.URL, error)
 func chooseProxy(setting string) (proxyChoice, error) {
 	switch setting {
 	case "":
-		choose := httpproxy.FromEnvironment().ProxyFunc()
+		c := httpproxy.FromEnvironment()
+		c.HTTPProxy, c.HTTPSProxy = readable(c.HTTPProxy), readable(c.HTTPSProxy)
+		choose := c.ProxyFunc()
 		return func(to *url.URL) (*url.URL, error) {
 			u, err := choose(overHTTP(to))
-			if err != nil {
+			if err != nil || u != nil && u.Scheme == unreadable {
 				return nil, errors.New("the proxy in HTTP_PROXY or HTTPS_PROXY is no address: want such as http://proxy.example:3128")
 			}
 			if u == nil {
@@ -51,6 +53,20 @@ func chooseProxy(setting string) (proxyChoice, error) {
 		return nil, err
 	}
 	return func(*url.URL) (*url.URL, error) { return u, nil }, nil
+}
+
+// unreadable is the scheme of what stands for a proxy that is no address.
+// Package httpproxy takes one for none: past a proxy that somebody set.
+const unreadable = "unreadable"
+
+func readable(proxy string) string {
+	if _, err := url.Parse(proxy); err == nil {
+		return proxy
+	}
+	if _, err := url.Parse("http://" + proxy); err == nil { // host:port is one
+		return proxy
+	}
+	return unreadable + "://proxy"
 }
 
 func checkProxy(u *url.URL, where string) error {
@@ -72,8 +88,24 @@ func overHTTP(u *url.URL) *url.URL {
 	return &c
 }
 
+// A ProxyError says that a proxy is not reached, or does not lead to the cloud.
+type ProxyError struct {
+	Proxy    string // its address
+	Reached  bool   // it answered
+	Password bool   // it wants a user and password, or another one
+	err      error
+}
+
+func (e *ProxyError) Error() string { return e.err.Error() }
+
+func (e *ProxyError) Unwrap() error { return e.err }
+
+func unreached(proxy string, err error) error {
+	return &ProxyError{Proxy: proxy, err: fmt.Errorf("reach proxy %s: %w", proxy, err)}
+}
+
 // through returns a dial that goes through the proxy at via.
-func through(via *url.URL, dial dialFunc) dialFunc {
+func (r *Route) through(via *url.URL) dialFunc {
 	port := map[string]string{"http": "80", "https": "443"}[via.Scheme]
 	if port == "" {
 		port = "1080"
@@ -83,15 +115,15 @@ func through(via *url.URL, dial dialFunc) dialFunc {
 	}
 	address := net.JoinHostPort(via.Hostname(), port)
 	if strings.HasPrefix(via.Scheme, "socks5") {
-		return throughSOCKS(via, address, dial)
+		return throughSOCKS(via, address, r.dial)
 	}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, address)
+		conn, err := r.dial(ctx, network, address)
 		if err != nil {
-			return nil, fmt.Errorf("reach proxy %s: %w", address, err)
+			return nil, unreached(address, err)
 		}
-		if via.Scheme == "https" {
-			conn = tls.Client(conn, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: via.Hostname()})
+		if via.Scheme == "https" { // its certificate is the site's, and the clock may not be set
+			conn = tls.Client(conn, r.config(via.Hostname(), nil))
 		}
 		stop := closeWith(ctx, conn)
 		err = connect(ctx, conn, via, addr)
@@ -122,22 +154,26 @@ func connect(ctx context.Context, conn net.Conn, via *url.URL, addr string) erro
 		req.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(via.User.Username()+":"+password)))
 	}
 	if err := req.Write(conn); err != nil {
-		return fmt.Errorf("ask proxy %s: %w", via.Host, err)
+		return unreached(via.Host, err)
 	}
 	// Nothing follows the answer: the other side waits for us to speak.
 	limited := &headOf{conn: conn, left: maxConnectBytes}
 	resp, err := http.ReadResponse(bufio.NewReaderSize(limited, 16), req)
 	if err != nil {
-		return fmt.Errorf("ask proxy %s: %w", via.Host, err)
+		return unreached(via.Host, err)
 	}
 	defer resp.Body.Close()
+	refused := &ProxyError{Proxy: via.Host, Reached: true}
 	switch resp.StatusCode {
 	case http.StatusOK:
 		return nil
 	case http.StatusProxyAuthRequired:
-		return fmt.Errorf("proxy %s answered %s: it wants a user and password (uplink.proxy_password_file)", via.Host, status(resp))
+		refused.Password = true
+		refused.err = fmt.Errorf("proxy %s answered %s: it wants a user and password (uplink.proxy_password_file)", via.Host, status(resp))
+	default:
+		refused.err = fmt.Errorf("proxy %s answered %s to CONNECT %s", via.Host, status(resp), addr)
 	}
-	return fmt.Errorf("proxy %s answered %s to CONNECT %s", via.Host, status(resp), addr)
+	return refused
 }
 
 // headOf reads a head byte by byte, so that nothing behind it is taken, and no
@@ -162,15 +198,28 @@ func throughSOCKS(via *url.URL, address string, dial dialFunc) dialFunc {
 		auth = &socks.Auth{User: via.User.Username(), Password: password}
 	}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		d, err := socks.SOCKS5(network, address, auth, contextDialer{ctx, dial})
+		d, err := socks.SOCKS5(network, address, auth, contextDialer{ctx, func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, unreached(address, err)
+			}
+			return conn, nil
+		}})
 		if err != nil {
-			return nil, fmt.Errorf("reach proxy %s: %w", address, err)
+			return nil, unreached(address, err)
 		}
 		conn, err := d.(socks.ContextDialer).DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, fmt.Errorf("by proxy %s: %w", address, err)
+		var known *ProxyError
+		if err == nil || errors.As(err, &known) {
+			return conn, err
 		}
-		return conn, nil
+		// The library has no other mark of it.
+		password := strings.Contains(err.Error(), "authentication")
+		err = fmt.Errorf("by proxy %s: %w", address, err)
+		if password {
+			err = fmt.Errorf("%w: it wants a user and password (uplink.proxy_password_file)", err)
+		}
+		return nil, &ProxyError{Proxy: address, Reached: true, Password: password, err: err}
 	}
 }
 

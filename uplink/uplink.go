@@ -8,7 +8,6 @@ package uplink
 
 import (
 	"context"
-	"crypto/tls"
 	"log/slog"
 	"net/url"
 	"sync"
@@ -70,15 +69,13 @@ type Corrections interface {
 // Uplink delivers one gateway's blocks. Make it with New; its methods may be
 // called by any goroutine.
 type Uplink struct {
-	opts    Options
-	urls    []*url.URL
-	source  Source
-	log     *slog.Logger
-	netDial dialFunc
-	proxy   proxyChoice
-	tls     *tls.Config
-	retry   chan struct{} // 1 slot: what kept us waiting is settled
-	count   counters
+	opts   Options
+	urls   []*url.URL
+	source Source
+	log    *slog.Logger
+	route  *Route
+	retry  chan struct{} // 1 slot: what kept us waiting is settled
+	count  counters
 
 	// minHeartbeat bounds what a cloud can ask for: a ping each millisecond
 	// would be its attack on us, or its mistake.
@@ -103,20 +100,18 @@ func New(opts Options, source Source, logger *slog.Logger) (*Uplink, error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := chooseProxy(opts.Network.Proxy)
+	route, err := newRoute(&opts)
 	if err != nil {
 		return nil, err
 	}
 	return &Uplink{
-		proxy:        proxy,
+		route:        route,
 		retry:        make(chan struct{}, 1),
 		store:        opts.KnownStore,
 		opts:         opts,
 		urls:         urls,
 		source:       source,
 		log:          logger.With("component", "uplink"),
-		netDial:      netDialer(&opts),
-		tls:          tlsConfig(),
 		minHeartbeat: time.Second,
 		previous:     newFlights(),
 		status:       Stats{State: Stopped, Since: time.Now(), Store: opts.KnownStore},
