@@ -103,7 +103,9 @@ func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daem
 		}
 	}
 	carrying := relayOptions(c)
-	carrying.TLS = d.tlsTo
+	if carrying.Client, err = d.client(); err != nil {
+		return nil, err
+	}
 	if d.relay, err = relay.New(carrying, logger); err != nil {
 		return nil, err
 	}

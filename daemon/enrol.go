@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -20,7 +18,6 @@ import (
 	"time"
 
 	"touchline"
-	"touchline/clock"
 	"touchline/credential"
 	"touchline/identity"
 	"touchline/wire"
@@ -58,10 +55,7 @@ func (f *Folder) Enrol(ctx context.Context, o EnrolOptions) (wire.Enrolled, erro
 	if err := os.MkdirAll(dir, 0o700); err != nil { // a technician enrols before the first start
 		return fail(fmt.Errorf("gateway.data: %w", err))
 	}
-	if o.CAFile == "" {
-		o.CAFile = f.config.Uplink.CAFile
-	}
-	client, err := enrolClient(o, dir)
+	client, err := enrolClient(o, f.config)
 	if err != nil {
 		return fail(err)
 	}
@@ -109,33 +103,19 @@ func enrolBase(o EnrolOptions) (string, error) {
 	return scheme[u.Scheme] + "://" + u.Host, nil
 }
 
-// enrolClient checks certificates by the gateway's clock, which may not be set.
-func enrolClient(o EnrolOptions, dir string) (*http.Client, error) {
-	watch, err := clock.Open(dir, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return nil, err
-	}
-	u, err := url.Parse(o.Cloud)
-	if err != nil {
-		return nil, err
-	}
-	var roots *x509.CertPool
+// enrolClient goes the way of the uplink, with the roots of o where it names
+// any.
+func enrolClient(o EnrolOptions, c touchline.Config) (*http.Client, error) {
 	if o.CAFile != "" {
-		text, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, err
-		}
-		roots = x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("%s holds no certificate (PEM)", o.CAFile)
-		}
+		c.Uplink.CAFile = o.CAFile
 	}
-	return &http.Client{
-		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: watch.TLS(u.Hostname(), roots), TLSHandshakeTimeout: enrolTimeout, ForceAttemptHTTP2: true},
-		Timeout:   enrolTimeout,
-		// A redirect would take the code to wherever it points.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}, nil
+	r, err := (&Folder{config: c}).Route()
+	if err != nil {
+		return nil, err
+	}
+	client := r.Client()
+	client.Timeout = enrolTimeout
+	return client, nil
 }
 
 // enrolAsk sends and reads JSON. Errors have the cloud's words.

@@ -167,7 +167,7 @@ func declareAt(ctx context.Context, c touchline.Config, at string, signer ed2551
 
 // keyClient returns what asks the cloud, over the way of the uplink.
 func keyClient(o EnrolOptions, c touchline.Config) (*http.Client, error) {
-	return enrolClient(o, c.Gateway.Data)
+	return enrolClient(o, c)
 }
 
 // asGateway shows a gateway's credential with each request.

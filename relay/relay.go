@@ -8,11 +8,9 @@ package relay
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -41,7 +39,9 @@ type Options struct {
 	Software    string
 	BackoffBase time.Duration // as of the uplink
 	BackoffCap  time.Duration
-	TLS         func(host string) *tls.Config // nil: the system's authorities, by the system's clock
+	// Client leads to the cloud. Its redirects and timeout are set here, and
+	// its idle connections closed when Run ends.
+	Client *http.Client
 }
 
 // Stats says how archives get on.
@@ -58,7 +58,7 @@ type Stats struct {
 type Relay struct {
 	opts   Options
 	urls   []*url.URL
-	client *http.Client
+	client http.Client
 	log    *slog.Logger
 	wake   chan struct{} // holds one: an archive was taken in
 
@@ -84,38 +84,16 @@ func New(opts Options, logger *slog.Logger) (*Relay, error) {
 		}
 		r.urls = append(r.urls, archiveURL(u))
 	}
-	if len(r.urls) > 0 && (opts.Credential == nil || opts.BackoffBase <= 0 || opts.BackoffCap < opts.BackoffBase) {
-		return nil, errors.New("relay: a source of the credential and bounds of the delays are needed")
+	if len(r.urls) > 0 && (opts.Credential == nil || opts.Client == nil || opts.BackoffBase <= 0 || opts.BackoffCap < opts.BackoffBase) {
+		return nil, errors.New("relay: a source of the credential, a client and bounds of the delays are needed")
 	}
-	transport := &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		MaxConnsPerHost:     1,
-		IdleConnTimeout:     30 * time.Second,
-		TLSHandshakeTimeout: tlsTimeout,
+	if opts.Client != nil {
+		r.client = *opts.Client
 	}
-	if opts.TLS != nil {
-		transport.DialTLSContext = r.dialTLS // but through a proxy
-	}
-	r.client = &http.Client{
-		Transport:     transport,
-		Timeout:       requestTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the token goes nowhere else
-	}
+	r.client.Timeout = requestTimeout
+	r.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // the token goes nowhere else
 	r.look()
 	return r, nil
-}
-
-// tlsTimeout bounds a connection and its handshake.
-const tlsTimeout = 15 * time.Second
-
-func (r *Relay) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, fmt.Errorf("dial %s: %w", addr, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, tlsTimeout)
-	defer cancel()
-	return (&tls.Dialer{Config: r.opts.TLS(host)}).DialContext(ctx, network, addr)
 }
 
 // archiveURL is where a cloud, whose uplink is at u, takes archives.

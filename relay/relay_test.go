@@ -115,6 +115,7 @@ func options(dir string, urls ...string) relay.Options {
 	return relay.Options{
 		Dir: filepath.Join(dir, "relay"), URLs: urls, Gateway: "gym", Software: "touchline/test",
 		Credential: func(string) (string, error) { return "token of gym\n", nil }, BackoffBase: time.Millisecond, BackoffCap: 20 * time.Millisecond,
+		Client: &http.Client{Transport: &http.Transport{}},
 	}
 }
 
