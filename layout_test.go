@@ -43,7 +43,7 @@ var mayImport = map[string][]string{
 	"touchline/cmd/demo":            {"touchline", "touchline/daemon", "touchline/cloud", "touchline/cloud/sqlite", "touchline/simulator"},
 	"touchline/bench":               {},
 	"touchline/e2e":                 {},
-	"touchline/preflight":           {"touchline/wire"},
+	"touchline/preflight":           {"touchline/uplink", "touchline/wire"},
 	"touchline/internal/folder":     {},
 	"touchline/internal/faultvfs":   {},
 	"touchline/internal/fuzzall":    {},

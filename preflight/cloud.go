@@ -9,11 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
 	"strings"
 	"syscall"
 	"time"
+
+	"touchline/uplink"
 )
 
 // A way is one address of the cloud, step by step.
@@ -21,8 +22,8 @@ type way struct {
 	r    *Report
 	o    *Options
 	to   *url.URL
-	host string // with port
-	via  *url.URL
+	lead *uplink.Route
+	via  *url.URL // the proxy; nil for none
 }
 
 // steps of a way, in order; what comes after one that failed is skipped.
@@ -33,17 +34,29 @@ var steps = []struct {
 	{"proxy", (*way).proxy}, {"dns", (*way).dns}, {"tcp", (*way).tcp}, {"tls", (*way).tls}, {"upgrade", (*way).upgrade},
 }
 
+// clouds walks each address.
+func (r *Report) clouds(ctx context.Context, o *Options) {
+	if len(o.URLs) == 0 {
+		return
+	}
+	lead, err := o.Route()
+	if err != nil { // it names the setting
+		r.add("cloud", Fail, err.Error(), "correct [uplink] in the settings: the gateway does not start like that")
+		return
+	}
+	for _, u := range o.URLs {
+		r.cloud(ctx, &way{r: r, o: o, lead: lead}, u)
+	}
+}
+
 // cloud walks one address.
-func (r *Report) cloud(ctx context.Context, o *Options, address string) {
+func (r *Report) cloud(ctx context.Context, w *way, address string) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "ws" && u.Scheme != "wss" {
 		r.add("cloud", Fail, fmt.Sprintf("%q is no address of a cloud", address), "write such as \"wss://cloud.example.org\" into uplink.urls")
 		return
 	}
-	w := &way{r: r, o: o, to: u, host: u.Host}
-	if u.Port() == "" {
-		w.host = net.JoinHostPort(u.Hostname(), map[string]string{"ws": "80", "wss": "443"}[u.Scheme])
-	}
+	w.to = u
 	for i, s := range steps {
 		step, cancel := context.WithTimeout(ctx, stepTimeout)
 		ok := s.do(w, step, s.name+" "+u.Host)
@@ -60,25 +73,16 @@ func (r *Report) cloud(ctx context.Context, o *Options, address string) {
 
 // proxy finds out whether there is one.
 func (w *way) proxy(_ context.Context, name string) bool {
-	if w.o.Proxy == nil {
-		return true
-	}
-	scheme := map[string]string{"ws": "http", "wss": "https"}[w.to.Scheme]
-	via, err := w.o.Proxy(&http.Request{URL: &url.URL{Scheme: scheme, Host: w.to.Host}})
-	if err != nil {
-		w.r.add(name, Fail, "the proxy's address can't be read", "look at HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the gateway's environment")
+	via, err := w.lead.Proxy(w.to)
+	if err != nil { // which shows no password
+		w.r.add(name, Fail, err.Error(), "look at uplink.proxy, or where that is empty at HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the gateway's environment")
 		return false
 	}
-	if via == nil {
+	if w.via = via; via == nil {
 		w.r.ok(name, "none")
 		return true
 	}
-	if via.Scheme != "http" {
-		w.r.add(name, Skip, fmt.Sprintf("%s://%s: only HTTP proxies are looked at here", via.Scheme, via.Host), "`touchline status` says whether the uplink gets through")
-		return false
-	}
-	w.via = via
-	w.r.ok(name, "%s", via.Host)
+	w.r.ok(name, "%s://%s", via.Scheme, via.Host)
 	return true
 }
 
@@ -111,14 +115,9 @@ func (w *way) dns(ctx context.Context, name string) bool {
 	return true
 }
 
-// dial connects to the cloud, through the proxy where there is one.
-func (w *way) dial(ctx context.Context) (net.Conn, error) {
-	if w.via != nil {
-		return connectThrough(ctx, w.via, w.host)
-	}
-	dialer := net.Dialer{}
-	return dialer.DialContext(ctx, "tcp", w.host)
-}
+// dial connects to the cloud, through the proxy and by the interface that the
+// uplink has.
+func (w *way) dial(ctx context.Context) (net.Conn, error) { return w.lead.Dial(ctx, w.to) }
 
 func (w *way) tcp(ctx context.Context, name string) bool {
 	began := time.Now()
@@ -128,18 +127,27 @@ func (w *way) tcp(ctx context.Context, name string) bool {
 		return false
 	}
 	_ = conn.Close()
-	w.r.ok(name, "%s is reached in %s", w.host, round(time.Since(began)))
+	by := ""
+	if line := w.lead.Interface(); line != "" {
+		by = " by " + line
+	}
+	w.r.ok(name, "%s is reached in %s%s", w.to.Host, round(time.Since(began)), by)
 	return true
 }
 
 func tcpHint(err error) string {
-	var refused *proxyRefusal
+	var proxy *uplink.ProxyError
+	var line *uplink.InterfaceError
 	var timeout net.Error
 	switch {
-	case errors.As(err, &refused) && refused.status == http.StatusProxyAuthRequired:
-		return "the proxy wants a user and password: put them into the proxy's address, http://USER:PASSWORD@HOST:PORT"
-	case errors.As(err, &refused):
-		return "the proxy does not let this through: ask its operator to allow CONNECT to the cloud"
+	case errors.As(err, &line):
+		return "plug it in, or correct uplink.interface: `ip link` lists those that there are"
+	case errors.As(err, &proxy) && proxy.Password:
+		return "the proxy wants a user and password: put them into a file, USER:PASSWORD, and name that in uplink.proxy_password_file"
+	case errors.As(err, &proxy) && proxy.Reached:
+		return "the proxy does not let this through: ask its operator to allow connections (CONNECT) to the cloud"
+	case errors.As(err, &proxy):
+		return "the proxy does not answer: look at its address in uplink.proxy, or in HTTP_PROXY and HTTPS_PROXY of the gateway's environment"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "nothing listens there, or a firewall refuses: look at the port in uplink.urls, and ask the network's operator"
 	case errors.As(err, &timeout) && timeout.Timeout():
@@ -160,7 +168,12 @@ func (w *way) tls(ctx context.Context, name string) bool {
 		return false
 	}
 	defer conn.Close()
-	secure := tls.Client(conn, w.config())
+	config, err := w.lead.TLS(w.to.Hostname())
+	if err != nil {
+		w.r.fail(name, err, "look at the files that [uplink] names")
+		return false
+	}
+	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		w.r.fail(name, tlsError(err, w.to.Hostname()), tlsHint(err))
 		return false
@@ -176,17 +189,6 @@ func (w *way) tls(ctx context.Context, name string) bool {
 	}
 	w.r.ok(name, "%s", detail)
 	return true
-}
-
-// config is what a handshake needs: HTTP/1.1, since a WebSocket is that.
-func (w *way) config() *tls.Config {
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if w.o.TLS != nil {
-		c = w.o.TLS.Clone()
-	}
-	c.ServerName = w.to.Hostname()
-	c.NextProtos = []string{"http/1.1"}
-	return c
 }
 
 func issuer(cert *x509.Certificate) string {
@@ -225,13 +227,20 @@ func names(cert *x509.Certificate) string {
 	return cert.Subject.String()
 }
 
+const clientCertHint = "the cloud, or what stands before it, wants a client certificate of its CA that holds now: look at uplink.client_cert and client_key, and ask the cloud's operator for them"
+
 func tlsHint(err error) string {
+	var pin *uplink.PinError
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var name x509.HostnameError
 	switch {
+	case errors.As(err, &pin):
+		return "if the cloud's operator confirms that this is its new key, put it into uplink.pin; if not, TLS is intercepted: ask the network's operator to except the cloud's address"
+	case uplink.RefusedOurCertificate(err):
+		return clientCertHint
 	case errors.As(err, &unknown):
-		return "TLS is intercepted by a proxy or firewall of that name: ask the network's operator to except the cloud's address. If it is the cloud's own CA, install that"
+		return "TLS is intercepted by a proxy or firewall of that name: ask the network's operator to except the cloud's address. If it is the cloud's own CA, name that in uplink.ca_file"
 	case errors.As(err, &name):
 		return "a captive portal or another server answers: open a page in a browser on this network, and look at uplink.urls"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:

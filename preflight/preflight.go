@@ -6,11 +6,10 @@ package preflight
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
-	"net/http"
-	"net/url"
 	"time"
+
+	"touchline/uplink"
 )
 
 // Options say what to look at. A nil field is explained with it; the others
@@ -23,8 +22,7 @@ type Options struct {
 	Gateway  string
 	Software string
 	Token    func(nonce string) (string, error)              // what a handshake carries; nonce is the cloud's, or empty
-	Proxy    func(*http.Request) (*url.URL, error)           // nil: none
-	TLS      *tls.Config                                     // own roots and the like; nil: the system's
+	Route    func() (*uplink.Route, error)                   // how the uplink goes there
 	Lookup   func(context.Context, string) ([]string, error) // of host names; nil: the system's
 
 	Running   bool // the gateway runs, so its listeners must answer; else their ports must be free
@@ -87,9 +85,7 @@ func Run(ctx context.Context, o Options) Report {
 	if len(o.URLs) == 0 {
 		r.add("cloud", Skip, "uplink.urls is empty: this gateway just buffers", "")
 	}
-	for _, u := range o.URLs {
-		r.cloud(ctx, &o, u)
-	}
+	r.clouds(ctx, &o)
 	for _, l := range o.Listeners {
 		r.listener(ctx, l, o.Running)
 	}

@@ -32,6 +32,7 @@ import (
 
 	"touchline/credential"
 	"touchline/preflight"
+	"touchline/uplink"
 	"touchline/wire"
 )
 
@@ -179,6 +180,25 @@ func find(t *testing.T, r preflight.Report, name string) preflight.Check {
 	return preflight.Check{}
 }
 
+// A setup is what a case changes: options, and the network that their route is
+// of.
+type setup struct {
+	preflight.Options
+	network uplink.Network
+}
+
+// newSetup trusts own and uses no proxy.
+func newSetup(t *testing.T, own *ca) *setup {
+	t.Helper()
+	s := &setup{network: uplink.Network{CAFile: filepath.Join(own.dir, credential.CACertFile), Proxy: "direct"}}
+	s.Options = preflight.Options{
+		Dir: t.TempDir(), Gateway: "venue-1", Software: "touchline/test",
+		Token: func(string) (string, error) { return "good", nil },
+		Route: func() (*uplink.Route, error) { return uplink.NewRoute(s.network, nil) },
+	}
+	return s
+}
+
 // TestRun_SaysWhatIsInTheWay has each thing that venues' networks do, with real
 // servers.
 func TestRun_SaysWhatIsInTheWay(t *testing.T) {
@@ -186,48 +206,49 @@ func TestRun_SaysWhatIsInTheWay(t *testing.T) {
 	expired := expiredCertificate(t, own)
 	for _, c := range []struct {
 		name string
-		to   func(t *testing.T, o *preflight.Options) string // the address
-		step string                                          // what fails; "" is nothing
+		to   func(t *testing.T, o *setup) string // the address
+		step string                              // what fails; "" is nothing
 		want []string
 	}{
-		{"all well", func(t *testing.T, o *preflight.Options) string {
+		{"all well", func(t *testing.T, o *setup) string {
 			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
 		}, "", nil},
-		{"without TLS", func(t *testing.T, o *preflight.Options) string { return serve(t, nil, cloud).String() }, "", nil},
-		{"through a proxy", func(t *testing.T, o *preflight.Options) string {
-			o.Proxy = http.ProxyURL(proxy(t, "", 0))
+		{"without TLS", func(t *testing.T, o *setup) string { return serve(t, nil, cloud).String() }, "", nil},
+		{"through a proxy", func(t *testing.T, o *setup) string {
+			o.network.Proxy = proxy(t, "", 0).String()
 			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
 		}, "", nil},
-		{"proxy with password", func(t *testing.T, o *preflight.Options) string {
+		{"proxy with password", func(t *testing.T, o *setup) string {
 			via := proxy(t, "dTpw", 0)
 			via.User = url.UserPassword("u", "p")
-			o.Proxy = http.ProxyURL(via)
+			o.network.Proxy = via.String()
 			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
 		}, "", nil},
-		{"proxy wants a password", func(t *testing.T, o *preflight.Options) string {
-			o.Proxy = http.ProxyURL(proxy(t, "dTpw", 0))
+		{"proxy wants a password", func(t *testing.T, o *setup) string {
+			o.network.Proxy = proxy(t, "dTpw", 0).String()
 			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
 		}, "tcp", []string{"407", "user and password"}},
-		{"proxy forbids", func(t *testing.T, o *preflight.Options) string {
-			o.Proxy = http.ProxyURL(proxy(t, "", 403))
+		{"proxy forbids", func(t *testing.T, o *setup) string {
+			o.network.Proxy = proxy(t, "", 403).String()
 			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
-		}, "tcp", []string{"refuses CONNECT: 403", "allow CONNECT"}},
-		{"proxy is gone", func(t *testing.T, o *preflight.Options) string {
-			o.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: closed(t)})
+		}, "tcp", []string{"answered 403 Forbidden to CONNECT", "allow connections (CONNECT)"}},
+		{"proxy is gone", func(t *testing.T, o *setup) string {
+			o.network.Proxy = "http://" + closed(t)
 			return "wss://cloud.example.org"
-		}, "tcp", []string{"reach the proxy"}},
-		{"proxy with a bad address", func(t *testing.T, o *preflight.Options) string {
-			o.Proxy = func(*http.Request) (*url.URL, error) { return nil, errors.New("secret in it") }
+		}, "tcp", []string{"reach proxy", "uplink.proxy"}},
+		{"proxy with a bad address", func(t *testing.T, o *setup) string {
+			t.Setenv("HTTPS_PROXY", "http://u:secret in it@%zz")
+			o.network.Proxy = ""
 			return "wss://cloud.example.org"
 		}, "proxy", []string{"HTTPS_PROXY"}},
-		{"closed port", func(t *testing.T, o *preflight.Options) string { return "wss://" + closed(t) }, "tcp", []string{"refused", "nothing listens there"}},
-		{"no such name", func(t *testing.T, o *preflight.Options) string {
+		{"closed port", func(t *testing.T, o *setup) string { return "wss://" + closed(t) }, "tcp", []string{"refused", "nothing listens there"}},
+		{"no such name", func(t *testing.T, o *setup) string {
 			o.Lookup = func(context.Context, string) ([]string, error) {
 				return nil, &net.DNSError{Err: "no such host", IsNotFound: true}
 			}
 			return "wss://cluod.example.org"
 		}, "dns", []string{"cluod.example.org does not exist", "typo"}},
-		{"no DNS server", func(t *testing.T, o *preflight.Options) string {
+		{"no DNS server", func(t *testing.T, o *setup) string {
 			server := closed(t)
 			resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				var d net.Dialer
@@ -236,32 +257,32 @@ func TestRun_SaysWhatIsInTheWay(t *testing.T) {
 			o.Lookup = resolver.LookupHost
 			return "wss://cloud.example.org"
 		}, "dns", []string{"can't be resolved", "network cable"}},
-		{"TLS is intercepted", func(t *testing.T, o *preflight.Options) string {
+		{"TLS is intercepted", func(t *testing.T, o *setup) string {
 			return serve(t, middle.server(t, "127.0.0.1"), cloud).String()
 		}, "tls", []string{"Venue Firewall TLS Inspection", "intercepted"}},
-		{"captive portal", func(t *testing.T, o *preflight.Options) string {
+		{"captive portal", func(t *testing.T, o *setup) string {
 			return serve(t, own.server(t, "portal.local"), cloud).String()
 		}, "tls", []string{"portal.local", "captive portal"}},
-		{"certificate is over", func(t *testing.T, o *preflight.Options) string { return serve(t, expired, cloud).String() },
+		{"certificate is over", func(t *testing.T, o *setup) string { return serve(t, expired, cloud).String() },
 			"tls", []string{"and this clock shows", "clock"}},
-		{"no TLS there", func(t *testing.T, o *preflight.Options) string { return "wss://" + serve(t, nil, cloud).Host }, "tls", []string{"TLS handshake", "breaks TLS"}},
-		{"wrong credential", func(t *testing.T, o *preflight.Options) string {
+		{"no TLS there", func(t *testing.T, o *setup) string { return "wss://" + serve(t, nil, cloud).Host }, "tls", []string{"TLS handshake", "breaks TLS"}},
+		{"wrong credential", func(t *testing.T, o *setup) string {
 			o.Token = func(string) (string, error) { return "guessed", nil }
 			return serve(t, nil, cloud).String()
 		}, "authentication", []string{"does not let venue-1 in", "the token is not known", "touchline enroll"}},
-		{"no credential", func(t *testing.T, o *preflight.Options) string {
+		{"no credential", func(t *testing.T, o *setup) string {
 			o.Token = func(string) (string, error) { return "", errors.New("there is no token") }
 			return serve(t, nil, cloud).String()
 		}, "upgrade", []string{"there is no token", "touchline enroll"}},
-		{"upgrade forbidden", func(t *testing.T, o *preflight.Options) string {
+		{"upgrade forbidden", func(t *testing.T, o *setup) string {
 			return serve(t, nil, answers(403, "squid/6.1", "<html>Blocked</html>")).String()
 		}, "upgrade", []string{"403", "not by the cloud", "squid/6.1", "allow WebSockets"}},
-		{"upgrade required", func(t *testing.T, o *preflight.Options) string { return serve(t, nil, answers(426, "", "")).String() }, "upgrade", []string{"426"}},
-		{"upgrade eaten", func(t *testing.T, o *preflight.Options) string {
+		{"upgrade required", func(t *testing.T, o *setup) string { return serve(t, nil, answers(426, "", "")).String() }, "upgrade", []string{"426"}},
+		{"upgrade eaten", func(t *testing.T, o *setup) string {
 			return serve(t, nil, answers(200, "portal", "<html>Welcome</html>")).String()
 		}, "upgrade", []string{"200", "captive portal"}},
-		{"no cloud", func(t *testing.T, o *preflight.Options) string { return serve(t, nil, http.NotFound).String() }, "upgrade", []string{"no touchline cloud"}},
-		{"cut off after the upgrade", func(t *testing.T, o *preflight.Options) string {
+		{"no cloud", func(t *testing.T, o *setup) string { return serve(t, nil, http.NotFound).String() }, "upgrade", []string{"no touchline cloud"}},
+		{"cut off after the upgrade", func(t *testing.T, o *setup) string {
 			return serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
 				upgrader := websocket.Upgrader{Subprotocols: []string{wire.Subprotocol}}
 				if conn, err := upgrader.Upgrade(w, r, nil); err == nil {
@@ -269,15 +290,12 @@ func TestRun_SaysWhatIsInTheWay(t *testing.T) {
 				}
 			}).String()
 		}, "round trip", []string{"cuts the connection off"}},
-		{"no address", func(t *testing.T, o *preflight.Options) string { return "cloud.example.org" }, "cloud", []string{"is no address of a cloud"}},
+		{"no address", func(t *testing.T, o *setup) string { return "cloud.example.org" }, "cloud", []string{"is no address of a cloud"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := preflight.Options{
-				Dir: t.TempDir(), Gateway: "venue-1", Software: "touchline/test", TLS: &tls.Config{RootCAs: own.roots, MinVersion: tls.VersionTLS12},
-				Token: func(string) (string, error) { return "good", nil },
-			}
-			o.URLs = []string{c.to(t, &o)}
-			r := preflight.Run(t.Context(), o)
+			s := newSetup(t, own)
+			s.URLs = []string{c.to(t, s)}
+			r := preflight.Run(t.Context(), s.Options)
 			if r.OK != (c.step == "") {
 				t.Errorf("ok is %v: %+v", r.OK, r.Checks)
 			}
@@ -309,7 +327,6 @@ func TestRun_SaysWhatIsInTheWay(t *testing.T) {
 	}
 }
 
-// expiredCertificate is by own, and over for a day.
 func TestRun_ShowsThePinOfTheCloud(t *testing.T) {
 	own := newCA(t, "own")
 	to := serve(t, own.server(t, "127.0.0.1"), http.NotFound)
@@ -319,15 +336,15 @@ func TestRun_ShowsThePinOfTheCloud(t *testing.T) {
 	}
 	pin := sha256.Sum256(conn.ConnectionState().PeerCertificates[0].RawSubjectPublicKeyInfo)
 	conn.Close()
-	r := preflight.Run(t.Context(), preflight.Options{
-		Dir: t.TempDir(), Gateway: "venue-1", TLS: &tls.Config{RootCAs: own.roots, MinVersion: tls.VersionTLS12},
-		Token: func(string) (string, error) { return "good", nil }, URLs: []string{to.String()},
-	})
+	s := newSetup(t, own)
+	s.URLs = []string{to.String()}
+	r := preflight.Run(t.Context(), s.Options)
 	if c := find(t, r, "tls"); c.Status != preflight.OK || !strings.Contains(c.Detail, "pin "+base64.StdEncoding.EncodeToString(pin[:])) {
 		t.Errorf("%+v: want the pin %x in it", c, pin)
 	}
 }
 
+// expiredCertificate is by own, and over for a day.
 func expiredCertificate(t *testing.T, own *ca) *tls.Config {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(own.dir, credential.CAKeyFile))

@@ -1,9 +1,7 @@
 package preflight
 
 import (
-	"bufio"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"touchline/uplink"
 	"touchline/wire"
 )
 
@@ -41,9 +40,14 @@ func (w *way) upgrade(ctx context.Context, name string) bool {
 		w.r.fail(name, err, "put the token there, or register this gateway with `touchline enroll CODE`")
 		return false
 	}
+	config, err := w.lead.TLS(w.to.Hostname())
+	if err != nil {
+		w.r.fail(name, err, "look at the files that [uplink] names")
+		return false
+	}
 	dialer := websocket.Dialer{
 		NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return w.dial(ctx) },
-		Subprotocols:   []string{wire.Subprotocol}, HandshakeTimeout: stepTimeout, TLSClientConfig: w.config(),
+		Subprotocols:   []string{wire.Subprotocol}, HandshakeTimeout: stepTimeout, TLSClientConfig: config,
 	}
 	to := *w.to
 	if strings.Trim(to.Path, "/") == "" {
@@ -78,14 +82,13 @@ func (w *way) nonce(ctx context.Context) string {
 	if w.to.Scheme == "wss" {
 		at.Scheme = "https"
 	}
-	transport := &http.Transport{TLSClientConfig: w.config(), DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return w.dial(ctx) }}
-	defer transport.CloseIdleConnections()
+	client := w.lead.Client()
+	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
 	if err != nil {
 		return ""
 	}
-	resp, err := (&http.Client{Transport: transport, Timeout: stepTimeout}).Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return ""
 	}
@@ -115,6 +118,10 @@ func (w *way) cloudClock(resp *http.Response, began time.Time) {
 // refused says who refused the upgrade: the cloud, which says why, or something
 // in between.
 func (w *way) refused(name string, resp *http.Response, err error) {
+	if uplink.RefusedOurCertificate(err) {
+		w.r.add("authentication "+w.to.Host, Fail, fmt.Sprintf("the client certificate of this gateway is not taken: %v", err), clientCertHint)
+		return
+	}
 	if resp == nil || !errors.Is(err, websocket.ErrBadHandshake) {
 		w.r.fail(name, fmt.Errorf("upgrade: %w", err), "something in between cuts WebSockets off: ask the network's operator to allow them to this address; the gateway falls back to plain HTTPS meanwhile")
 		return
@@ -126,7 +133,7 @@ func (w *way) refused(name string, resp *http.Response, err error) {
 	switch {
 	case resp.StatusCode == http.StatusUnauthorized || ours && resp.StatusCode == http.StatusForbidden:
 		w.r.add("authentication "+w.to.Host, Fail, fmt.Sprintf("the cloud does not let %s in: %s %.300s", w.o.Gateway, resp.Status, problem.Detail),
-			"look at gateway.id and uplink.token_file, or register this gateway anew (`touchline-cloud gateway claim`, `touchline enroll`)")
+			"look at gateway.id, uplink.token_file and uplink.client_cert, or register this gateway anew (`touchline-cloud gateway claim`, `touchline enroll`)")
 	case ours:
 		w.r.add(name, Fail, fmt.Sprintf("the cloud says %s: %.300s", resp.Status, problem.Detail), "tell the cloud's operator")
 	case resp.StatusCode == http.StatusNotFound:
@@ -194,51 +201,4 @@ func (w *way) measure(ctx context.Context, conn *websocket.Conn) {
 	// A frame has a header of 2 bytes and a mask of 4.
 	speed := float64(loadPings*(loadBytes+6)*8) / max(took-times[0], time.Millisecond).Seconds() / 1e6
 	w.r.ok("throughput "+w.to.Host, "at least %.1f Mbit/s to the cloud", speed)
-}
-
-// A proxyRefusal is a proxy's answer to CONNECT.
-type proxyRefusal struct {
-	status int
-	text   string
-}
-
-func (e *proxyRefusal) Error() string { return "the proxy refuses CONNECT: " + e.text }
-
-// connectThrough opens a tunnel (RFC 9110, section 9.3.6).
-func connectThrough(ctx context.Context, via *url.URL, host string) (_ net.Conn, err error) {
-	address := via.Host
-	if via.Port() == "" {
-		address = net.JoinHostPort(via.Hostname(), "80")
-	}
-	dialer := net.Dialer{}
-	conn, err := dialer.DialContext(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("reach the proxy: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = conn.Close()
-		}
-	}()
-	deadline, _ := ctx.Deadline()
-	_ = conn.SetDeadline(deadline)
-	request := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: host}, Host: host, Header: http.Header{}}
-	if password, ok := via.User.Password(); ok {
-		request.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(via.User.Username()+":"+password)))
-	}
-	if err := request.Write(conn); err != nil {
-		return nil, fmt.Errorf("ask the proxy: %w", err)
-	}
-	// The cloud says nothing before it is spoken to, so nothing of it is
-	// in the reader.
-	resp, err := http.ReadResponse(bufio.NewReader(conn), request)
-	if err != nil {
-		return nil, fmt.Errorf("ask the proxy: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		_ = resp.Body.Close()
-		return nil, &proxyRefusal{resp.StatusCode, resp.Status}
-	}
-	_ = conn.SetDeadline(time.Time{})
-	return conn, nil
 }

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -66,17 +63,7 @@ func preflightOptions(cmd *cobra.Command, f *daemon.Folder, c touchline.Config) 
 	}
 	o := preflight.Options{
 		Dir: c.Gateway.Data, FreeReserve: int64(c.Buffer.FreeReserve), URLs: c.Uplink.URLs, Gateway: c.Gateway.ID,
-		Software: "touchline/" + touchline.Version, Token: f.Credential, Proxy: http.ProxyFromEnvironment, Running: f.Running(),
-	}
-	if c.Uplink.CAFile != "" {
-		text, err := os.ReadFile(c.Uplink.CAFile)
-		if err != nil {
-			return preflight.Options{}, fmt.Errorf("uplink.ca_file: %w", err)
-		}
-		o.TLS = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()}
-		if !o.TLS.RootCAs.AppendCertsFromPEM(text) {
-			return preflight.Options{}, fmt.Errorf("uplink.ca_file: %s holds no certificate (PEM)", c.Uplink.CAFile)
-		}
+		Software: "touchline/" + touchline.Version, Token: f.Credential, Route: f.Route, Running: f.Running(),
 	}
 	for _, l := range []preflight.Listener{
 		{Setting: "sensors.mqtt.listen", Address: at.MQTT}, {Setting: "sensors.mqtt.tls_listen", Address: at.MQTTTLS, TLS: true},
