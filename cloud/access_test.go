@@ -436,7 +436,7 @@ func TestRead_NeedsAKeyWithItsScope(t *testing.T) {
 
 func TestRead_WithoutAKeyIsForProgramsOfThisMachine(t *testing.T) {
 	n := start(t, options(), newMemory("arena"))
-	for name, value := range map[string]string{"X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9", "Sec-Fetch-Site": "cross-site", "Authorization": "Bearer nonsense"} {
+	for name, value := range map[string]string{"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Host": "cloud.example.org", "Forwarded": "for=203.0.113.9", "Sec-Fetch-Site": "cross-site", "Authorization": "Bearer nonsense"} {
 		req, _ := http.NewRequest(http.MethodGet, "http://"+n.addr+"/v1/samples", nil)
 		req.Header.Set(name, value)
 		resp, err := http.DefaultClient.Do(req)

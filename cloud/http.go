@@ -3,10 +3,8 @@ package cloud
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -41,19 +39,6 @@ func sameOrigin(next http.Handler) http.Handler {
 		problem(w, http.StatusForbidden, "a page of another site sent this")
 	}))
 	return guard.Handler(next)
-}
-
-func loopbackHost(hostport string) bool {
-	host := hostport
-	if h, _, err := net.SplitHostPort(hostport); err == nil {
-		host = h
-	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if strings.EqualFold(host, "localhost") || host == "" { // HTTP/1.0 may have none
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }
 
 // withBody are the paths that take a body, each bounded in size and time by its

@@ -272,7 +272,9 @@ func TestQuery_FailureAtTheStartIsAProblem(t *testing.T) {
 }
 
 func TestQuery_OverHTTP10IsRefused(t *testing.T) {
-	n := start(t, options(), newMemory())
+	opts := options()
+	opts.InsecureRead = true
+	n := start(t, opts, newMemory())
 	conn, err := net.Dial("tcp", n.addr)
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"touchline/credential"
+	"touchline/internal/here"
 )
 
 // usedEvery is how exactly the last use of an API key is known: more would be
@@ -28,12 +29,12 @@ func (s *Server) guard(need credential.Scopes, next http.HandlerFunc) http.Handl
 		}
 		switch {
 		case s.opts.InsecureRead:
-		case !s.loopback || forwarded(r):
+		case !s.loopback || here.Forwarded(r):
 			w.Header().Set("WWW-Authenticate", `Bearer realm="touchline-cloud"`)
 			problem(w, http.StatusUnauthorized, fmt.Sprintf("reading needs an API key with the scope %s in the header Authorization: `touchline-cloud key add` makes one. "+
 				"Without one it is open to this machine only, while listen is on loopback and no proxy is between; insecure_read = true opens it to everybody who reaches this address", need))
 			return
-		case !loopbackHost(r.Host):
+		case !here.Names(r.Host):
 			problem(w, http.StatusForbidden, fmt.Sprintf("reading without an API key is open to this machine only, and the request was for the host %.80q: "+
 				"ask for 127.0.0.1 or localhost, use a key, or set insecure_read = true", r.Host))
 			return
@@ -43,16 +44,6 @@ func (s *Server) guard(need credential.Scopes, next http.HandlerFunc) http.Handl
 		}
 		next(w, r)
 	})
-}
-
-// forwarded says whether a proxy is between: then the reader is not this machine.
-func forwarded(r *http.Request) bool {
-	for _, name := range []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "Via"} {
-		if r.Header.Get(name) != "" {
-			return true
-		}
-	}
-	return false
 }
 
 // holdsKey says whether the request has an API key with the scope, or answers it.

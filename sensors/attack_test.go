@@ -652,8 +652,8 @@ func TestStatus_IsForThisMachineAndForThoseWhoMay(t *testing.T) {
 	defer h.Close()
 	guarded := h.ForStatus(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
 	for _, c := range []struct {
-		remote, host, header, value, sensor string
-		want                                int
+		remote, host, header, value, sensor, proto string
+		want                                       int
 	}{
 		{remote: "127.0.0.1:5", want: 200}, {remote: "[::1]:5", want: 200}, {want: 401},
 		{remote: "127.0.0.1:5", host: "localhost:8080", want: 200}, {remote: "[::1]:5", host: "[::1]:8080", want: 200},
@@ -662,6 +662,9 @@ func TestStatus_IsForThisMachineAndForThoseWhoMay(t *testing.T) {
 		{remote: "127.0.0.1:5", header: "X-Real-IP", value: "192.168.0.9", want: 401},
 		{remote: "127.0.0.1:5", header: "Forwarded", value: "for=192.168.0.9", want: 401},
 		{remote: "127.0.0.1:5", header: "Via", value: "1.1 proxy", want: 401},
+		{remote: "127.0.0.1:5", header: "X-Forwarded-Proto", value: "https", want: 401},
+		{remote: "127.0.0.1:5", host: "127.0.0.1:8080", proto: "HTTP/1.0", want: 401}, // nginx as it comes
+		{remote: "127.0.0.1:5", host: "192.168.0.5", want: 401},                       // HAProxy as it comes, asked by address
 		{remote: "127.0.0.1:5", host: "rebound.example:8080", want: 401},
 		{remote: "127.0.0.1:5", header: "Sec-Fetch-Site", value: "cross-site", want: 401},
 		{remote: "192.168.0.9:5", want: 401}, {remote: "192.168.0.9:5", host: "127.0.0.1", want: 401},
@@ -670,6 +673,9 @@ func TestStatus_IsForThisMachineAndForThoseWhoMay(t *testing.T) {
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/v1/status", nil)
 		r.RemoteAddr, r.Host = c.remote, c.host
+		if c.proto != "" {
+			r.Proto, r.ProtoMajor, r.ProtoMinor = c.proto, 1, 0
+		}
 		if c.header != "" {
 			r.Header.Set(c.header, c.value)
 		}

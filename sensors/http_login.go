@@ -2,13 +2,13 @@ package sensors
 
 import (
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"time"
 
 	"touchline"
+	"touchline/internal/here"
 	"touchline/payload"
 )
 
@@ -113,24 +113,6 @@ func (h *HTTP) ForStatus(next http.Handler) http.Handler {
 // name leads here (DNS rebinding) could read the answer in its visitor's browser.
 func fromHere(r *http.Request) bool {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !peer.Addr().Unmap().IsLoopback() || !ownHost(r.Host) || r.Header.Get("Sec-Fetch-Site") == "cross-site" {
-		return false
-	}
-	for _, name := range []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "Via"} {
-		if r.Header.Get(name) != "" {
-			return false
-		}
-	}
-	return true
-}
-
-// ownHost says whether a Host is an address or localhost. Any other name may be
-// a stranger's.
-func ownHost(hostport string) bool {
-	host := hostport
-	if h, _, err := net.SplitHostPort(hostport); err == nil {
-		host = h
-	}
-	_, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
-	return err == nil || strings.EqualFold(host, "localhost") || host == "" // HTTP/1.0 may have none
+	return err == nil && peer.Addr().Unmap().IsLoopback() &&
+		!here.Forwarded(r) && here.Names(r.Host) && r.Header.Get("Sec-Fetch-Site") != "cross-site"
 }
