@@ -47,6 +47,8 @@ type TLSConfig struct {
 	Cert     string `toml:"cert"`
 	Key      string `toml:"key"`
 	ClientCA string `toml:"client_ca"`
+
+	ClientCertHeader string `toml:"client_cert_header"`
 }
 
 // WindowConfig is the table [window].
@@ -99,8 +101,14 @@ func (c *Config) Check(report func(key, problem string)) {
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		report("tls.cert", "and tls.key: set both, or none for no TLS")
 	}
-	if c.TLS.ClientCA != "" && c.TLS.Cert == "" {
-		report("tls.client_ca", "needs tls.cert and tls.key")
+	if c.TLS.ClientCA != "" && c.TLS.Cert == "" && c.TLS.ClientCertHeader == "" {
+		report("tls.client_ca", "needs tls.cert and tls.key, or tls.client_cert_header where a load balancer has them")
+	}
+	if err := checkHeaderName(c.TLS.ClientCertHeader); err != nil {
+		report("tls.client_cert_header", err.Error())
+	}
+	if c.TLS.ClientCertHeader != "" && (c.TLS.ClientCA == "" || len(c.TrustedProxies) == 0) {
+		report("tls.client_cert_header", "needs tls.client_ca, by which the certificates are checked, and trusted_proxies, who are believed")
 	}
 	for _, text := range c.TrustedProxies {
 		if _, err := prefix(text); err != nil {
@@ -129,6 +137,7 @@ func (c *Config) Options() Options {
 		CertFile:           c.TLS.Cert,
 		KeyFile:            c.TLS.Key,
 		ClientCA:           c.TLS.ClientCA,
+		ClientCertHeader:   c.TLS.ClientCertHeader,
 	}
 	for _, text := range c.TrustedProxies {
 		if p, err := prefix(text); err == nil { // Check names those that are none

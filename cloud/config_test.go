@@ -41,6 +41,10 @@ func TestLoadConfig_ReportsBadSettings(t *testing.T) {
 		{"[window]\nbytes = \"1KiB\"", ":2: window.bytes: 1KiB is out of bounds: want 192KiB to 256MiB"},
 		{"[window]\nblocks = 5000", ":2: window.blocks: 5000 is out of bounds: want 1 to 1024"},
 		{"[window]\nbytes = \"192KiB\"\n[queue]\nbytes = \"512KiB\"", ":4: queue.bytes: 512KiB is out of bounds: want 1MiB to 4GiB"},
+		{"[tls]\nclient_ca = \"ca.pem\"", ":2: tls.client_ca: needs tls.cert and tls.key, or tls.client_cert_header"},
+		{"[tls]\nclient_cert_header = \"X-SSL-Client-Cert\"", ":2: tls.client_cert_header: needs tls.client_ca, by which the certificates are checked, and trusted_proxies"},
+		{"[tls]\nclient_cert_header = \"X SSL\"", ":2: tls.client_cert_header: \"X SSL\" is no name of a header"},
+		{"[tls]\nclient_cert_header = \"authorization\"", ":2: tls.client_cert_header: \"authorization\" means something else"},
 		{"[log]\nlevel = \"loud\"", ":2: log.level: \"loud\" is unknown"},
 	} {
 		file := filepath.Join(t.TempDir(), "cloud.toml")

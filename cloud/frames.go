@@ -119,7 +119,7 @@ func (ps *pipes) begin(w http.ResponseWriter, r *http.Request, key [32]byte) {
 	if !ps.in.admit(w, pass) {
 		return
 	}
-	s := newSession(ps.in, pass, r.RemoteAddr)
+	s := newSession(ps.in, pass, ps.in.from.shown(r))
 	p := newPipe(2*ps.in.opts.Heartbeat+ps.in.timing.poll, func() {
 		ps.mu.Lock()
 		defer ps.mu.Unlock()

@@ -33,6 +33,7 @@ type ingest struct {
 	verifier *credential.Verifier
 	nonces   *credential.Nonces
 	from     addresses
+	mutual   mutual
 	warned   atomic.Int64 // ns since the Unix epoch of the last warning about a stranger
 
 	// Handshakes of all gateways, and of each: those whose credential held, so
@@ -89,11 +90,11 @@ func (in *ingest) serveUplink(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		in.roster.leave(nil)
 		in.stats.handshake(handshakeMalformed)
-		in.log.Debug("an upgrade was refused", "gateway", p.gateway, "remote", r.RemoteAddr, "error", err)
+		in.log.Debug("an upgrade was refused", "gateway", p.gateway, "remote", in.from.shown(r), "error", err)
 		return
 	}
 	in.stats.handshake(handshakeAccepted)
-	s := newSession(in, p, conn.RemoteAddr().String())
+	s := newSession(in, p, in.from.shown(r))
 	s.link = newSocket(conn, s)
 	in.begin(s)
 }
@@ -185,10 +186,10 @@ func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (p pass, 
 		problem(w, http.StatusForbidden, detail)
 		return pass{}, false
 	}
-	if in.opts.ClientCA != "" && certified(r) != p.gateway {
+	if err := in.mutual.check(r, p.gateway); err != nil {
 		in.stats.handshake(handshakeForbidden)
-		in.warn(r, "an uplink came with the client certificate of another gateway, or none", p.gateway, nil)
-		problem(w, http.StatusForbidden, fmt.Sprintf("gateways show a client certificate here, whose common name is their id: that of this connection is not %q", p.gateway))
+		in.warn(r, "an uplink came without the client certificate of its gateway", p.gateway, err)
+		problem(w, http.StatusForbidden, fmt.Sprintf("gateways show a client certificate here, whose common name is their id (%s): %.300s", p.gateway, err.Error()))
 		return pass{}, false
 	}
 	return p, true
@@ -215,14 +216,6 @@ func (in *ingest) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Retry-After", "5")
 		problem(w, http.StatusServiceUnavailable, "the gateway's credential can't be checked now")
 	}
-}
-
-// certified returns the common name of the client certificate, checked by TLS.
-func certified(r *http.Request) string {
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
-		return ""
-	}
-	return r.TLS.VerifiedChains[0][0].Subject.CommonName
 }
 
 // warn logs a refusal, and what can be had at will, the next ones within a second,

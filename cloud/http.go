@@ -28,7 +28,7 @@ func (s *Server) handler() http.Handler {
 	mux.Handle("GET /v1/samples", s.guard(credential.ReadSamples, s.reader.serveSamples))
 	mux.Handle("GET /v1/gateways", s.guard(credential.ReadStatus, s.serveGateways))
 	mux.Handle("GET /metrics", s.guard(credential.ReadStatus, promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}).ServeHTTP))
-	return bodyless(sameOrigin(problems(mux)))
+	return s.ingest.mutual.strip(bodyless(sameOrigin(problems(mux))))
 }
 
 // sameOrigin refuses what a page of another site has its visitor's browser

@@ -127,15 +127,36 @@ func (a addresses) of(r *http.Request) netip.Addr {
 	}
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for _, hop := range slices.Backward(hops) {
-		next, err := netip.ParseAddr(strings.TrimSpace(hop))
-		if err != nil {
+		next, ok := hopAddr(strings.TrimSpace(hop))
+		if !ok {
 			return addr
 		}
-		if addr = next.Unmap(); !a.trusted(addr) {
+		if addr = next; !a.trusted(addr) {
 			return addr
 		}
 	}
 	return addr
+}
+
+// hopAddr reads one of X-Forwarded-For, to which some proxies add the port.
+func hopAddr(hop string) (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(strings.Trim(hop, "[]"))
+	if err != nil {
+		with, err := netip.ParseAddrPort(hop)
+		if err != nil {
+			return addr, false
+		}
+		addr = with.Addr()
+	}
+	return addr.Unmap().WithZone(""), true
+}
+
+// shown is of, for people: with the port where there is no proxy between.
+func (a addresses) shown(r *http.Request) string {
+	if addr := a.of(r); addr != peer(r.RemoteAddr) {
+		return addr.String()
+	}
+	return r.RemoteAddr
 }
 
 func peer(hostport string) netip.Addr {

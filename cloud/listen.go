@@ -3,11 +3,9 @@ package cloud
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 
 	"touchline/credential"
@@ -122,24 +120,17 @@ func (l *addressListener) leave(name string) {
 }
 
 // listenTLS returns a listener that speaks TLS 1.2 or newer, with a
-// certificate that is read again when its files change.
-func listenTLS(inner net.Listener, o *Options, logger *slog.Logger) (net.Listener, error) {
+// certificate that is read again when its files change, and asks for a client
+// certificate of clients, if there are any.
+func listenTLS(inner net.Listener, o *Options, clients *x509.CertPool, logger *slog.Logger) (net.Listener, error) {
 	files, err := credential.OpenCertificateFile(o.CertFile, o.KeyFile, logger)
 	if err != nil {
 		return nil, err
 	}
 	settings := credential.ServerTLS(files)
 	settings.NextProtos = []string{"http/1.1"} // a WebSocket is an upgrade of it
-	if o.ClientCA != "" {
-		data, err := os.ReadFile(o.ClientCA)
-		if err != nil {
-			return nil, fmt.Errorf("read the CA of client certificates: %w", err)
-		}
-		settings.ClientCAs = x509.NewCertPool()
-		if !settings.ClientCAs.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("%s holds no certificate (PEM)", o.ClientCA)
-		}
-		settings.ClientAuth = tls.VerifyClientCertIfGiven // health checks and readers show none
+	if clients != nil {
+		settings.ClientCAs, settings.ClientAuth = clients, tls.RequestClientCert // mutual checks it
 	}
 	return tls.NewListener(inner, settings), nil
 }

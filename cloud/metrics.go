@@ -55,6 +55,7 @@ var simples = []simple{
 	counter("record_errors_total", "Batches that the record store did not take at once.", func(s *Stats) uint64 { return s.RecordErrors }),
 	counter("cloned_hellos_total", "Hellos that showed that two boxes have one gateway's identity.", func(s *Stats) uint64 { return s.Cloned }),
 	counter("address_refused_total", "Connections refused since their address had too many.", func(s *Stats) uint64 { return s.AddressRefused }),
+	counter("client_cert_headers_dropped_total", "Requests with tls.client_cert_header that came from no trusted proxy.", func(s *Stats) uint64 { return s.ForeignHeaders }),
 	gauge("queue_bytes", "Memory of the blocks that wait for the record store.", func(s *Stats) int { return s.QueueBytes }),
 	gauge("queue_blocks", "Blocks that wait for the record store.", func(s *Stats) int { return s.QueueBlocks }),
 	gauge("window_bytes", "Window that each gateway is offered.", func(s *Stats) int { return s.Window }),

@@ -61,6 +61,10 @@ type Options struct {
 	// it, whose common name is its id.
 	CertFile, KeyFile, ClientCA string
 
+	// ClientCertHeader is the header in which TrustedProxies hand on the client
+	// certificate of the connection that they forward, as URL-escaped PEM; "" is none.
+	ClientCertHeader string
+
 	// MaxQueries is how many reads of samples may run at a time; each holds
 	// about 100 KB and a reader of the record store.
 	MaxQueries int
@@ -96,7 +100,10 @@ func (o *Options) validate() error {
 	need(o.GatewayHandshakes >= 1 && o.GatewayHandshakes <= 1_000_000, "GatewayHandshakes is %d: want 1 to 1000000", o.GatewayHandshakes)
 	need(o.AddressConnections >= 1, "AddressConnections is %d: want at least 1", o.AddressConnections)
 	need((o.CertFile == "") == (o.KeyFile == ""), "CertFile and KeyFile: want both or none")
-	need(o.ClientCA == "" || o.CertFile != "", "ClientCA: want CertFile and KeyFile too")
+	need(o.ClientCA == "" || o.CertFile != "" || o.ClientCertHeader != "", "ClientCA: want CertFile and KeyFile, or ClientCertHeader too")
+	need(o.ClientCertHeader == "" || o.ClientCA != "" && len(o.TrustedProxies) > 0, "ClientCertHeader: want ClientCA and TrustedProxies too")
+	err = checkHeaderName(o.ClientCertHeader)
+	need(err == nil, "ClientCertHeader: %v", err)
 	need(o.MaxQueries >= 1 && o.MaxQueries <= 1024, "MaxQueries is %d: want 1 to 1024", o.MaxQueries)
 	return errors.Join(errs...)
 }

@@ -72,6 +72,7 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 	s.batcher = newBatcher(store, opts.QueueBytes, s.stats, logger)
 	s.ingest = &ingest{opts: opts, timing: defaultTiming, store: store, batcher: s.batcher, roster: newRoster(&opts, s.batcher.lags),
 		stats: s.stats, log: logger, upgrader: newUpgrader(), verifier: verifier, nonces: nonces, from: addresses{opts.TrustedProxies},
+		mutual:     mutual{header: opts.ClientCertHeader, from: addresses{opts.TrustedProxies}, stats: s.stats},
 		handshakes: newBucket(float64(opts.Handshakes), float64(opts.Handshakes)),
 		each:       newBuckets(float64(opts.GatewayHandshakes)/60, float64(opts.GatewayHandshakes), opts.MaxGateways)}
 	s.batcher.onLoad = s.ingest.roster.refresh
@@ -91,6 +92,9 @@ func (s *Server) Listen() error {
 	if s.listener != nil {
 		return fmt.Errorf("listen on %s: this server listens already", s.opts.Listen)
 	}
+	if err := s.ingest.mutual.open(s.opts.ClientCA); err != nil {
+		return fmt.Errorf("listen on %s: %w", s.opts.Listen, err)
+	}
 	listener, err := net.Listen("tcp", s.opts.Listen)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -107,7 +111,7 @@ func (s *Server) Listen() error {
 	listener = limitAddresses(limitConnections(listener, s.opts.MaxGateways+spareConnections), s.opts.AddressConnections,
 		s.ingest.from.trusted, func() { s.stats.addressRefused.Add(1) })
 	if s.opts.CertFile != "" {
-		secure, err := listenTLS(listener, &s.opts, s.log)
+		secure, err := listenTLS(listener, &s.opts, s.ingest.mutual.roots, s.log)
 		if err != nil {
 			return errors.Join(fmt.Errorf("listen on %s with TLS: %w", s.opts.Listen, err), listener.Close())
 		}

@@ -26,6 +26,7 @@ type Stats struct {
 	Resends            uint64 // blocks that arrived damaged and were asked for again
 	Cloned             uint64 // hellos that showed that two boxes have one identity
 	AddressRefused     uint64 // connections of an address that had too many
+	ForeignHeaders     uint64 // requests with tls.client_cert_header that no trusted proxy sent
 	LostSamples        uint64 // that gateways announced as lost; a repeated announcement counts again
 	RecordErrors       uint64 // batches that the record store did not take at once
 
@@ -59,6 +60,7 @@ type counters struct {
 	repeats, keptAside, resends           atomic.Uint64
 	lostSamples, recordErrors             atomic.Uint64
 	cloned, addressRefused                atomic.Uint64
+	foreignHeaders                        atomic.Uint64
 	queriesRunning                        atomic.Int64
 	queries, queriesRefused               atomic.Uint64
 	queriesBroken, rowsQueried            atomic.Uint64
@@ -110,6 +112,7 @@ func (c *counters) fill(s *Stats) {
 	s.Repeats, s.KeptAside, s.Resends = c.repeats.Load(), c.keptAside.Load(), c.resends.Load()
 	s.LostSamples, s.RecordErrors = c.lostSamples.Load(), c.recordErrors.Load()
 	s.Cloned, s.AddressRefused = c.cloned.Load(), c.addressRefused.Load()
+	s.ForeignHeaders = c.foreignHeaders.Load()
 	s.QueriesRunning = int(c.queriesRunning.Load())
 	s.Queries, s.QueriesRefused = c.queries.Load(), c.queriesRefused.Load()
 	s.QueriesBroken, s.RowsQueried = c.queriesBroken.Load(), c.rowsQueried.Load()

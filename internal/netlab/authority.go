@@ -7,10 +7,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -51,6 +55,15 @@ func (a *Authority) ServerConfig(hosts ...string) (*tls.Config, error) {
 	}
 	template := validNow(hosts[0])
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	addHosts(template, hosts)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate: %w", err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, nil
+}
+
+func addHosts(template *x509.Certificate, hosts []string) {
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
@@ -58,11 +71,43 @@ func (a *Authority) ServerConfig(hosts ...string) (*tls.Config, error) {
 			template.DNSNames = append(template.DNSNames, h)
 		}
 	}
+}
+
+// A Certificate is what an authority is asked to sign.
+type Certificate struct {
+	Name  string    // the common name
+	Hosts []string  // names or IP addresses of a server; none: it is a client's
+	Until time.Time // zero: tomorrow
+}
+
+// Issue signs a certificate and writes it, and its key, into dir (PEM).
+func (a *Authority) Issue(dir string, c Certificate) (certFile, keyFile string, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", "", err
+	}
+	template := validNow(c.Name)
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if len(c.Hosts) > 0 {
+		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+		addHosts(template, c.Hosts)
+	}
+	if !c.Until.IsZero() {
+		template.NotBefore, template.NotAfter = c.Until.Add(-24*time.Hour), c.Until
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
 	if err != nil {
-		return nil, fmt.Errorf("sign certificate: %w", err)
+		return "", "", fmt.Errorf("sign certificate: %w", err)
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, nil
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return "", "", err
+	}
+	file := filepath.Join(dir, hex.EncodeToString(template.SerialNumber.Bytes()))
+	certFile, keyFile = file+".crt", file+".key"
+	return certFile, keyFile, errors.Join(
+		os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
+		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
 }
 
 // validNow is a certificate of today: a test takes less than a day, and clocks
