@@ -31,6 +31,7 @@ import (
 	"go.uber.org/goleak"
 
 	"touchline/credential"
+	"touchline/internal/netlab"
 	"touchline/preflight"
 	"touchline/uplink"
 	"touchline/wire"
@@ -158,6 +159,20 @@ func proxy(t *testing.T, password string, status int) *url.URL {
 	return u
 }
 
+// socks is a SOCKS5 proxy.
+func socks(t *testing.T, want netlab.Credentials) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := netlab.NewRelay(l, netlab.RelayOptions{Greet: netlab.GreetSOCKS(want), Dial: func(ctx context.Context, target string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", target)
+	}})
+	t.Cleanup(func() { r.Close() })
+	return r.Addr()
+}
+
 // closed is an address at which nobody listens.
 func closed(t *testing.T) string {
 	t.Helper()
@@ -260,6 +275,35 @@ func TestRun_SaysWhatIsInTheWay(t *testing.T) {
 		{"TLS is intercepted", func(t *testing.T, o *setup) string {
 			return serve(t, middle.server(t, "127.0.0.1"), cloud).String()
 		}, "tls", []string{"Venue Firewall TLS Inspection", "intercepted"}},
+		{"another key than the pinned", func(t *testing.T, o *setup) string {
+			o.network.CAFile, o.network.Pins = "", []string{base64.StdEncoding.EncodeToString(make([]byte, sha256.Size))}
+			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
+		}, "tls", []string{"not in uplink.pin: it is ", "confirms that this is its new key", "intercepted"}},
+		{"SOCKS5 wants a password", func(t *testing.T, o *setup) string {
+			o.network.Proxy = "socks5://" + socks(t, netlab.Credentials{User: "u", Password: "dTpw"})
+			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
+		}, "tcp", []string{"no acceptable authentication methods", "uplink.proxy_password_file"}},
+		{"SOCKS5 with another password", func(t *testing.T, o *setup) string {
+			o.network.Proxy = "socks5://u:guessed@" + socks(t, netlab.Credentials{User: "u", Password: "dTpw"})
+			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
+		}, "tcp", []string{"authentication failed", "uplink.proxy_password_file"}},
+		{"SOCKS5 is gone", func(t *testing.T, o *setup) string {
+			o.network.Proxy = "socks5://" + closed(t)
+			return "wss://cloud.example.org"
+		}, "tcp", []string{"reach proxy", "uplink.proxy"}},
+		{"no such interface", func(t *testing.T, o *setup) string {
+			o.network.Interface = "no-such-line"
+			return serve(t, own.server(t, "127.0.0.1"), cloud).String()
+		}, "tcp", []string{`uplink.interface "no-such-line"`, "ip link"}},
+		{"bad pin in the settings", func(t *testing.T, o *setup) string {
+			o.network.Pins = []string{"short"}
+			return "wss://cloud.example.org"
+		}, "cloud", []string{"uplink.pin", "[uplink]"}},
+		{"a client certificate is wanted", func(t *testing.T, o *setup) string {
+			config := own.server(t, "127.0.0.1")
+			config.ClientAuth = tls.RequireAnyClientCert
+			return serve(t, config, cloud).String()
+		}, "authentication", []string{"certificate required", "uplink.client_cert"}},
 		{"captive portal", func(t *testing.T, o *setup) string {
 			return serve(t, own.server(t, "portal.local"), cloud).String()
 		}, "tls", []string{"portal.local", "captive portal"}},

@@ -40,14 +40,10 @@ func (w *way) upgrade(ctx context.Context, name string) bool {
 		w.r.fail(name, err, "put the token there, or register this gateway with `touchline enroll CODE`")
 		return false
 	}
-	config, err := w.lead.TLS(w.to.Hostname())
-	if err != nil {
-		w.r.fail(name, err, "look at the files that [uplink] names")
-		return false
-	}
 	dialer := websocket.Dialer{
-		NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return w.dial(ctx) },
-		Subprotocols:   []string{wire.Subprotocol}, HandshakeTimeout: stepTimeout, TLSClientConfig: config,
+		NetDialContext:    func(ctx context.Context, _, _ string) (net.Conn, error) { return w.lead.Dial(ctx, w.to) },
+		NetDialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return w.lead.DialTLS(ctx, w.to) },
+		Subprotocols:      []string{wire.Subprotocol}, HandshakeTimeout: stepTimeout,
 	}
 	to := *w.to
 	if strings.Trim(to.Path, "/") == "" {

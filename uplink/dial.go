@@ -2,7 +2,6 @@ package uplink
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,19 +40,18 @@ func (u *Uplink) dialSocket(ctx context.Context, to *url.URL) (link, error) {
 	if err != nil {
 		return nil, err
 	}
-	dial, config, err := u.network(to)
-	if err != nil {
+	if err := u.checkRoute(to); err != nil {
 		return nil, err
 	}
 	g := &connGuard{}
 	defer g.release()
 	dialer := websocket.Dialer{
-		NetDialContext:   g.watch(ctx, dial),
-		TLSClientConfig:  config,
-		HandshakeTimeout: u.opts.HandshakeTimeout,
-		Subprotocols:     []string{wire.Subprotocol},
-		ReadBufferSize:   readBufferBytes,
-		WriteBufferSize:  writeBufferBytes,
+		NetDialContext:    g.watch(ctx, u.route.dialTo("ws")),
+		NetDialTLSContext: g.watch(ctx, u.route.dialTLSTo("wss")),
+		HandshakeTimeout:  u.opts.HandshakeTimeout,
+		Subprotocols:      []string{wire.Subprotocol},
+		ReadBufferSize:    readBufferBytes,
+		WriteBufferSize:   writeBufferBytes,
 	}
 	conn, resp, err := dialer.DialContext(ctx, to.String(), head)
 	switch {
@@ -82,17 +80,17 @@ func (u *Uplink) dialSocket(ctx context.Context, to *url.URL) (link, error) {
 	return &socket{conn}, nil
 }
 
-// network returns how to dial to, by a proxy or not, and the TLS settings.
-func (u *Uplink) network(to *url.URL) (dialFunc, *tls.Config, error) {
-	config, err := u.route.TLS(to.Hostname())
-	if err != nil {
-		return nil, nil, &failure{err: err, floor: u.opts.refusedFor()}
+// checkRoute says what is wrong with the files and the proxy of the settings,
+// which only a person can change.
+func (u *Uplink) checkRoute(to *url.URL) error {
+	_, err := u.route.TLS(to.Hostname())
+	if err == nil {
+		_, err = u.route.Proxy(to)
 	}
-	dial, err := u.route.dialer(to)
 	if err != nil {
-		return nil, nil, &failure{err: err, floor: u.opts.refusedFor()}
+		return &failure{err: err, floor: u.opts.refusedFor()}
 	}
-	return dial, config, nil
+	return nil
 }
 
 // head returns what each request carries.
@@ -144,6 +142,9 @@ const maxNonceBytes = 4 << 10
 
 // fetchNonce asks the cloud for a nonce, for a gateway whose clock says nothing.
 func (u *Uplink) fetchNonce(ctx context.Context, to *url.URL) (string, error) {
+	if err := u.checkRoute(to); err != nil {
+		return "", err
+	}
 	transport := u.route.Transport()
 	transport.DisableKeepAlives = true
 	defer transport.CloseIdleConnections()

@@ -77,7 +77,7 @@ type heard struct {
 
 // openRequests begins a session over requests. It does not wait for the network.
 func (u *Uplink) openRequests(ctx context.Context, to *url.URL) (link, error) {
-	if _, _, err := u.network(to); err != nil { // what is wrong with files is said at once
+	if err := u.checkRoute(to); err != nil { // what is wrong with files is said at once
 		return nil, err
 	}
 	var id [16]byte

@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"net/http"
 	"net/url"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -72,6 +75,20 @@ func (r *Route) Dial(ctx context.Context, to *url.URL) (net.Conn, error) {
 	return dial(ctx, "tcp", net.JoinHostPort(to.Hostname(), port))
 }
 
+// dialTo is Dial as gorilla and net/http want it; addr is of a URL with scheme.
+func (r *Route) dialTo(scheme string) dialFunc {
+	return func(ctx context.Context, _, addr string) (net.Conn, error) {
+		return r.Dial(ctx, &url.URL{Scheme: scheme, Host: addr})
+	}
+}
+
+// dialTLSTo is dialTo with DialTLS.
+func (r *Route) dialTLSTo(scheme string) dialFunc {
+	return func(ctx context.Context, _, addr string) (net.Conn, error) {
+		return r.DialTLS(ctx, &url.URL{Scheme: scheme, Host: addr})
+	}
+}
+
 // dialer returns what Dial uses. It ends within the timeout, the proxy's answer
 // included: some callers give a context without an end.
 func (r *Route) dialer(to *url.URL) (dialFunc, error) {
@@ -104,8 +121,8 @@ func (r *Route) TLS(host string) (*tls.Config, error) {
 	return c, r.network.amend(c)
 }
 
-// dialTLS is Dial with the handshake.
-func (r *Route) dialTLS(ctx context.Context, to *url.URL) (net.Conn, error) {
+// DialTLS is Dial with the handshake of TLS.
+func (r *Route) DialTLS(ctx context.Context, to *url.URL) (net.Conn, error) {
 	config, err := r.TLS(to.Hostname())
 	if err != nil {
 		return nil, err
@@ -121,7 +138,36 @@ func (r *Route) dialTLS(ctx context.Context, to *url.URL) (net.Conn, error) {
 		conn.Close()
 		return nil, err
 	}
-	return secure, nil
+	return &alertConn{Conn: secure}, nil
+}
+
+// An alertConn says why a write failed. In TLS 1.3 the other side looks at our
+// certificate after the handshake has ended for us: its alert may be here, unread,
+// while what we write is answered with a reset.
+type alertConn struct {
+	*tls.Conn
+	heard atomic.Bool // the other side has spoken: what it sends is the reader's
+}
+
+// Read implements net.Conn.
+func (c *alertConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard.Store(true)
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *alertConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if !c.heard.Load() && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
+		_ = c.SetReadDeadline(time.Now().Add(time.Second)) // the connection is lost: nothing else comes
+		if _, why := c.Conn.Read(make([]byte, 1)); RefusedOurCertificate(why) {
+			return n, why
+		}
+	}
+	return n, err
 }
 
 // idleTimeout is how long a connection is kept for the next request. Most
@@ -133,12 +179,8 @@ const idleTimeout = 30 * time.Second
 // connections after the last.
 func (r *Route) Transport() *http.Transport {
 	return &http.Transport{
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return r.Dial(ctx, &url.URL{Scheme: "http", Host: addr})
-		},
-		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return r.dialTLS(ctx, &url.URL{Scheme: "https", Host: addr})
-		},
+		DialContext:            r.dialTo("http"),
+		DialTLSContext:         r.dialTLSTo("https"),
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHeadBytes,
 	}

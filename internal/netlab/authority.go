@@ -93,7 +93,10 @@ func (a *Authority) Issue(dir string, c Certificate) (certFile, keyFile string, 
 		addHosts(template, c.Hosts)
 	}
 	if !c.Until.IsZero() {
-		template.NotBefore, template.NotAfter = c.Until.Add(-24*time.Hour), c.Until
+		template.NotAfter = c.Until
+		if c.Until.Before(time.Now()) {
+			template.NotBefore = c.Until.Add(-24 * time.Hour)
+		}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
 	if err != nil {
