@@ -1,8 +1,8 @@
 package uplink
 
 import (
-	"crypto/tls"
 	"io"
+	"net"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -94,8 +94,8 @@ func (s *socket) SayClose(code int, text string, by time.Time) error {
 // would wait seconds for a dead link to take it.
 func (s *socket) Cut() {
 	conn := s.conn.NetConn()
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
+	if secure, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = secure.NetConn()
 	}
 	conn.Close()
 }
