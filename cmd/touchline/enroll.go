@@ -19,7 +19,8 @@ func enrollCommand(s *settings) *cobra.Command {
 		Short: "Register this gateway with the cloud, by a claim code",
 		Long: `Registers the key of this gateway (made in gateway.data, 0600, where there is none)
 with the one-time code that ` + "`touchline-cloud gateway claim`" + ` printed. From then on the
-gateway signs each connection with its key, and needs no uplink.token_file.
+gateway signs each connection with its key, and needs no uplink.token_file. Proxy,
+interface, roots, pins and client certificate are those of [uplink].
 
 CODE may be - to read it from standard input, so that it stands in no list of
 processes and no history of a shell.`,
