@@ -33,8 +33,9 @@ type Nonces struct{ keys [][]byte }
 // NewNonces takes the secrets that nonces are made with, each of at least
 // MinNonceSecret bytes: the first makes them, all are accepted, so that a
 // secret can be changed on one node after the other. Nodes behind one load
-// balancer need the same secret, or a nonce of one is refused by the others.
-// With no secret at all one is drawn for this process: right for a single node.
+// balancer need the same secret, or a nonce of one is refused by the others:
+// it is best kept in the store that they share. With no secret at all one is
+// drawn for this process.
 func NewNonces(secrets ...[]byte) (*Nonces, error) {
 	if len(secrets) == 0 {
 		own := make([]byte, MinNonceSecret)

@@ -54,6 +54,10 @@ var (
 	ErrStale    = errors.New("the token is not fresh by this clock")
 	ErrReplayed = errors.New("the token was used before")
 	ErrRefused  = errors.New("the token is refused")
+
+	// ErrAudience comes with ErrRefused for a token that holds in all but its
+	// aud: its gateway means another cloud.
+	ErrAudience = errors.New("the token is for another cloud")
 )
 
 // TokenRequest is what a gateway's token says.
@@ -107,13 +111,14 @@ func NewToken(r TokenRequest) (Secret, error) {
 // A Handshake is what a token that held says.
 type Handshake struct {
 	Gateway string
-	KeyID   string // Thumbprint of the key that signed
+	KeyID   string    // Thumbprint of the key that signed
+	KeyEnds time.Time // when that counts no more; zero: not known yet
 
-	// Mark is the same for two uses of one token and for no other, and need not
-	// be kept after Until. A Verifier remembers marks itself, in this process: a
-	// cluster whose nodes share a store puts Mark into it, unique, in the
-	// transaction that makes the session, and so refuses a token that was used
-	// at another node.
+	// Mark and Until together are the same for two uses of one token, or of one
+	// nonce, and for no others, and need not be kept after Until by any clock.
+	// A Verifier remembers marks itself, in this process. Processes that share a
+	// store put both into it, unique and durable, before they let the gateway in
+	// (see NewSharedVerifier), and so refuse a token that was used at another one.
 	Mark  [32]byte
 	Until time.Time
 }
@@ -122,9 +127,10 @@ type Handshake struct {
 // concurrently.
 type Verifier struct {
 	audiences []string
+	newcomer  string // of audiences, the one that a token may have with a nonce only; "": none
 	nonces    *Nonces
 	used      *memory
-	started   time.Time // what was issued before may have been used at a process before this one
+	started   time.Time // what was issued before may have been used at a process before this one; zero: that is known elsewhere
 	parser    *jwt.Parser
 }
 
@@ -142,6 +148,25 @@ func NewVerifier(nonces *Nonces, audiences ...string) (*Verifier, error) {
 	for _, a := range audiences {
 		v.audiences = append(v.audiences, strings.ToLower(a))
 	}
+	return v, nil
+}
+
+// NewSharedVerifier returns a Verifier for one of several processes that share
+// a store, or for one that comes after another: the caller puts Mark and Until
+// of each Handshake there, durably, before it lets the gateway in. So nothing
+// is stale because this process is new, and what it remembers itself spares
+// the store a write for most repeats.
+//
+// audience is the store's own name. newcomer, the same at all stores, is what
+// a gateway writes that does not know that name yet. With it a token counts
+// only if it has a nonce, which only this cloud takes: without, any cloud that
+// it is shown to could use it up at another one.
+func NewSharedVerifier(nonces *Nonces, audience, newcomer string) (*Verifier, error) {
+	v, err := NewVerifier(nonces, audience, newcomer)
+	if err != nil {
+		return nil, err
+	}
+	v.newcomer, v.started = v.audiences[1], time.Time{}
 	return v, nil
 }
 
@@ -180,6 +205,7 @@ func (v *Verifier) Verify(token string, keys func(gateway string) ([]GatewayKey,
 		}
 		for _, k := range known {
 			if k.Counts(now) && Thumbprint(k.Public) == h.KeyID {
+				h.KeyEnds = k.NotAfter
 				return k.Public, nil
 			}
 		}
@@ -209,7 +235,7 @@ func (v *Verifier) checkClaims(c *handshakeClaims) error {
 		return errors.New("iss and sub differ")
 	}
 	if len(c.Audience) != 1 || !slices.Contains(v.audiences, c.Audience[0]) {
-		return fmt.Errorf("it is for %.300q, and this cloud is reached as %q", []string(c.Audience), v.audiences)
+		return fmt.Errorf("%w: it is for %.300q, and this one is %q", ErrAudience, []string(c.Audience), v.audiences)
 	}
 	if c.IssuedAt == nil || c.ExpiresAt == nil {
 		return errors.New("iat or exp is missing")
@@ -235,6 +261,8 @@ func (v *Verifier) checkFresh(c *handshakeClaims, h *Handshake, now time.Time) e
 	}
 	issued, expires := c.IssuedAt.Time, c.ExpiresAt.Time
 	switch {
+	case c.Audience[0] == v.newcomer:
+		return fmt.Errorf("%w: it is for no cloud in particular, and has no nonce of this one", ErrStale)
 	case issued.Before(v.started.Add(Leeway)): // the gateway's clock may be ahead by that
 		return fmt.Errorf("%w: it was issued at %s, before this cloud started, or too soon after", ErrStale, issued.UTC().Format(time.RFC3339))
 	case issued.After(now.Add(Leeway)):
