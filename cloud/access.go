@@ -28,6 +28,16 @@ type Access interface {
 	// and says whether it was at a later one before: then two boxes have its
 	// identity.
 	Opened(ctx context.Context, gateway string, epoch touchline.Epoch) (cloned bool, err error)
+	// Redeem uses the token of a handshake up: the first call for its Mark and
+	// Until, of all processes, returns nil once that is durable, and for every
+	// other one credential.ErrReplayed is in the error. Of any other error it is
+	// not known whether the token is used up: its gateway signs another. It is
+	// forgotten some time after Until. What a store has to bear is the caller's
+	// to bound.
+	Redeem(ctx context.Context, h credential.Handshake) error
+	// NonceSecret returns 32 random bytes, drawn when the store was made, that
+	// every process which has it open knows.
+	NonceSecret() []byte
 	// AccessRevision returns a number that rises when a gateway's token or key
 	// is taken away, by any process.
 	AccessRevision(ctx context.Context) (uint64, error)
@@ -44,6 +54,9 @@ var (
 	ErrClaimExpired = errors.New("the claim code has expired")
 	ErrTaken        = errors.New("taken")
 )
+
+// ErrLastKey says that a gateway could not come in without the key.
+var ErrLastKey = errors.New("it is the last key of the gateway that counts")
 
 // An Enrolment is a gateway's wish to have its key registered, its proof checked.
 type Enrolment struct {

@@ -2,6 +2,7 @@ package cloud_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
@@ -25,6 +26,8 @@ type box struct {
 	n   *node
 	id  string
 	key ed25519.PrivateKey
+
+	audience string // "": as of a gateway that knows no store yet
 }
 
 func newBox(t testing.TB, n *node) *box { return &box{t: t, n: n, key: credential.NewGatewayKey()} }
@@ -103,7 +106,7 @@ func (b *box) enrol(code credential.Claim, id string) wire.Enrolled {
 
 func (b *box) token(nonce string) string {
 	b.t.Helper()
-	token, err := credential.NewToken(credential.TokenRequest{Gateway: b.id, Key: b.key, Audience: wire.Audience, Nonce: nonce})
+	token, err := credential.NewToken(credential.TokenRequest{Gateway: b.id, Key: b.key, Audience: cmp.Or(b.audience, wire.Audience), Nonce: nonce})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -273,7 +276,7 @@ func TestHandshake_ATokenHoldsOnceAndForItsGatewayOnly(t *testing.T) {
 		n.refused(http.Header{"Authorization": {"Bearer " + token}, wire.HeaderGateway: {a.id}}, http.StatusUnauthorized)
 	}
 
-	// Signed before this cloud began: it says that a nonce is wanted.
+	// Of a gateway that does not know this store: it says that a nonce is wanted.
 	stale := http.Header{"Authorization": {"Bearer " + a.token("")}, wire.HeaderGateway: {a.id}}
 	if challenge := n.refused(stale, http.StatusUnauthorized).Get("WWW-Authenticate"); !strings.Contains(challenge, "clock") {
 		t.Errorf("the challenge is %q", challenge)

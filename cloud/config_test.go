@@ -25,7 +25,7 @@ func TestDefaults_AreCompleteAndMakeAServer(t *testing.T) {
 	if c.Listen != "127.0.0.1:8090" {
 		t.Errorf("listen is %s", c.Listen)
 	}
-	if _, err := cloud.New(c.Options(), nil, nil); err != nil {
+	if _, err := cloud.New(c.Options(), newMemory(), nil); err != nil {
 		t.Errorf("the defaults make no server: %v", err)
 	}
 }

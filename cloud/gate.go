@@ -147,7 +147,8 @@ type pass struct {
 	gateway  string
 	token    [32]byte // hash of its token; unused where keyID is not empty
 	keyID    string   // of the key that signed
-	revision uint64   // of who may speak, read before the pass was checked
+	keyEnds  time.Time
+	revision uint64 // of who may speak, read before the pass was checked
 }
 
 // authenticate returns the pass of a request, or answers it and returns false.
@@ -165,12 +166,12 @@ func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (p pass, 
 	ctx, cancel := context.WithTimeout(r.Context(), in.timing.hello)
 	defer cancel()
 	var err error
+	var h credential.Handshake
 	if strings.Count(token, ".") == 2 {
-		var h credential.Handshake
 		h, err = in.verifier.Verify(token, func(gateway string) ([]credential.GatewayKey, error) {
 			return in.store.HandshakeKeys(ctx, gateway)
 		})
-		p.gateway, p.keyID = h.Gateway, h.KeyID
+		p.gateway, p.keyID, p.keyEnds = h.Gateway, h.KeyID, h.KeyEnds
 	} else {
 		p.token = sha256.Sum256([]byte(token))
 		p.gateway, err = in.store.GatewayByToken(ctx, p.token)
@@ -192,6 +193,12 @@ func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (p pass, 
 		problem(w, http.StatusForbidden, fmt.Sprintf("gateways show a client certificate here, whose common name is their id (%s): %.300s", p.gateway, err.Error()))
 		return pass{}, false
 	}
+	if p.keyID != "" { // at last: who is refused anyway costs no write
+		if err := in.store.Redeem(ctx, h); err != nil {
+			in.refuse(w, r, err)
+			return pass{}, false
+		}
+	}
 	return p, true
 }
 
@@ -205,6 +212,10 @@ func (in *ingest) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, credential.ErrStale):
 		in.unauthorized(w, `error="invalid_token", error_description="the token is not fresh by the cloud's clock: fetch a nonce"`,
 			"the token is not fresh by the cloud's clock: fetch a nonce from "+wire.NoncePath+" and sign a token with it")
+	case errors.Is(err, credential.ErrAudience): // and its signature holds
+		w.Header().Set(wire.HeaderStore, in.store.ID())
+		in.warn(r, "an uplink came with a token for another record store", "", err)
+		in.unauthorized(w, `error="invalid_token"`, "the token is for another record store than "+in.store.ID()+", which this cloud has: `touchline uplink accept-store` agrees to it, where that is meant")
 	case errors.Is(err, credential.ErrReplayed), errors.Is(err, credential.ErrRefused):
 		in.warn(r, "an uplink came with a token that does not hold", "", err)
 		in.unauthorized(w, `error="invalid_token"`, "the token is not signed with a key that counts for this gateway, or was used before; `touchline enroll` registers a key")

@@ -60,11 +60,11 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("cloud options: %w", err)
 	}
-	nonces, err := credential.NewNonces()
+	nonces, err := credential.NewNonces(store.NonceSecret())
 	if err != nil {
 		return nil, fmt.Errorf("make nonces: %w", err)
 	}
-	verifier, err := credential.NewVerifier(nonces, wire.Audience)
+	verifier, err := credential.NewSharedVerifier(nonces, store.ID(), wire.Audience)
 	if err != nil {
 		return nil, fmt.Errorf("make verifier: %w", err)
 	}

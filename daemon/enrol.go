@@ -40,7 +40,9 @@ const (
 
 // Enrol registers this gateway's key, which is made where there is none, with
 // a claim code. It may be repeated: the cloud gives the same answer to the same
-// key. What the cloud calls the gateway is kept in the data folder.
+// key. What the cloud calls the gateway is kept in the data folder, and its
+// record store where none is known: to deliver to another one than until now
+// takes a word of its own, `touchline uplink accept-store`.
 func (f *Folder) Enrol(ctx context.Context, o EnrolOptions) (wire.Enrolled, error) {
 	fail := func(err error) (wire.Enrolled, error) { return wire.Enrolled{}, fmt.Errorf("enroll: %w", err) }
 	claim, err := credential.ParseClaim(o.Code) // typos are found here
@@ -86,7 +88,19 @@ func (f *Folder) Enrol(ctx context.Context, o EnrolOptions) (wire.Enrolled, erro
 	if err := touchline.KeepGatewayID(dir, done.Gateway); err != nil {
 		return fail(fmt.Errorf("the cloud calls this gateway %s, and that can't be kept: set gateway.id in the settings: %w", done.Gateway, err))
 	}
+	if err := keepFirstStore(dir, done.Store); err != nil {
+		return fail(fmt.Errorf("the cloud's record store is %.300q, and that can't be kept: %w", done.Store, err))
+	}
 	return done, nil
+}
+
+// keepFirstStore keeps the id of the record store unless there is one.
+func keepFirstStore(dir, id string) error {
+	known, err := knownStore(dir)
+	if err != nil || known != "" {
+		return err
+	}
+	return keepStore(dir, id)
 }
 
 // enrolBase returns where the cloud answers, without a path.
@@ -184,8 +198,8 @@ func refused(to string, resp *http.Response, text []byte) *refusal {
 }
 
 // mint signs a credential for one handshake with the key in the data folder,
-// which is read each time, so that a new one counts. nonce is the cloud's, or
-// empty.
+// which is read each time, so that a new one counts. It is for the cloud that
+// this gateway delivers to and no other. nonce is the cloud's, or empty.
 func mint(c touchline.Config, nonce string) (string, error) {
 	key, err := identity.Load(c.Gateway.Data)
 	if errors.Is(err, os.ErrNotExist) {
@@ -199,7 +213,14 @@ func mint(c touchline.Config, nonce string) (string, error) {
 
 // mintWith is mint with a key that need not be the one in use.
 func mintWith(c touchline.Config, key ed25519.PrivateKey, nonce string) (string, error) {
-	token, err := credential.NewToken(credential.TokenRequest{Gateway: c.Gateway.ID, Key: key, Audience: wire.Audience, Nonce: nonce})
+	audience, err := knownStore(c.Gateway.Data)
+	if err != nil {
+		return "", err
+	}
+	if audience == "" {
+		audience = wire.Audience // and the cloud asks for a nonce
+	}
+	token, err := credential.NewToken(credential.TokenRequest{Gateway: c.Gateway.ID, Key: key, Audience: audience, Nonce: nonce})
 	if err != nil {
 		return "", err
 	}

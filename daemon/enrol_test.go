@@ -3,6 +3,7 @@ package daemon
 import (
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -94,7 +95,11 @@ func TestEnrol_RegistersTheKeyThatSignsEachHandshakeFromThenOn(t *testing.T) {
 		t.Fatalf("the gateway is called %q after it, %v", c.Gateway.ID, err)
 	}
 
-	verifier, err := credential.NewVerifier(r.nonces, wire.Audience)
+	// Its token is for the store that enrolled it, and no other cloud's.
+	if id, err := knownStore(c.Gateway.Data); err != nil || id != "s" {
+		t.Errorf("the store that it delivers to is %q, %v", id, err)
+	}
+	verifier, err := credential.NewVerifier(r.nonces, "s")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,6 +122,68 @@ func TestEnrol_RegistersTheKeyThatSignsEachHandshakeFromThenOn(t *testing.T) {
 	}
 	if second, err := uplinkToken(c, ""); err != nil || second == first {
 		t.Errorf("a second handshake has the token of the first: %v", err)
+	}
+}
+
+// TestEnrol_ChangesNoStoreThatIsKnown: what was sent to the one before is not
+// in the other, so a person has to say so.
+func TestEnrol_ChangesNoStoreThatIsKnown(t *testing.T) {
+	r, server := newRegistry(t)
+	f := folderAt(t.TempDir())
+	if err := keepStore(f.config.Gateway.Data, "until-now"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Enrol(t.Context(), EnrolOptions{Code: r.claim.Reveal(), Cloud: server.URL}); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := knownStore(f.config.Gateway.Data); err != nil || id != "until-now" {
+		t.Errorf("the store is %q %v", id, err)
+	}
+}
+
+// TestMint_ANewcomerNeedsANonce: a folder that knows no store, such as one of
+// a gateway whose key was registered by hand.
+func TestMint_ANewcomerNeedsANonce(t *testing.T) {
+	nonces, err := credential.NewNonces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := credential.NewSharedVerifier(nonces, "store-1", wire.Audience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := folderAt(t.TempDir()).config
+	key, err := identity.LoadOrMake(c.Gateway.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verify := func(nonce string) error {
+		token, err := mint(c, nonce)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = verifier.Verify(token, func(string) ([]credential.GatewayKey, error) {
+			return []credential.GatewayKey{{Public: credential.PublicKey(key)}}, nil
+		})
+		return err
+	}
+	if err := verify(""); !errors.Is(err, credential.ErrStale) {
+		t.Errorf("without a nonce: %v", err)
+	}
+	if err := verify(nonces.New()); err != nil {
+		t.Errorf("with one: %v", err)
+	}
+	if err := keepStore(c.Gateway.Data, "store-1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := verify(""); err != nil {
+		t.Errorf("once the store is known: %v", err)
+	}
+	if err := keepStore(c.Gateway.Data, "store-2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := verify(nonces.New()); !errors.Is(err, credential.ErrAudience) {
+		t.Errorf("where it delivers to another: %v", err)
 	}
 }
 

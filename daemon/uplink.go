@@ -101,12 +101,16 @@ func (d *Daemon) limits() (uplink.Limits, error) {
 }
 
 // credential signs one handshake. A clock that is not synchronised says nothing
-// about when, so the cloud's nonce does; where none is to be had it is signed
-// without, unless the cloud asked for it.
+// about when, so the cloud's nonce does, and where its record store is not
+// known yet it says for whom; where none is to be had it is signed without,
+// unless the cloud asked for it.
 func (d *Daemon) credential(ctx context.Context, nonce uplink.Nonce) (string, error) {
 	said := ""
-	if nonce.Wanted || d.clock.State() != touchline.ClockSynchronised {
-		var err error
+	store, err := knownStore(d.config.Gateway.Data)
+	if err != nil {
+		return "", err
+	}
+	if nonce.Wanted || store == "" || d.clock.State() != touchline.ClockSynchronised {
 		if said, err = nonce.Fetch(ctx); err != nil && (nonce.Wanted || ctx.Err() != nil) {
 			return "", err
 		}

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"touchline/wire"
 )
 
 // lookBack leaves the session when what is preferred works again: the first
@@ -94,6 +98,29 @@ func (u *Uplink) checkStore(id string) error {
 			id, known, id),
 		code: websocket.CloseNormalClosure, floor: u.opts.refusedFor(),
 	}
+}
+
+// maxStoreShown bounds what is shown of an id that a refusal names.
+const maxStoreShown = 256
+
+// refusedByAnother returns the failure for a 401 to a credential that was for
+// the store we deliver to, from a cloud that has another one; nil for any
+// other. Where no store is known nothing is learnt from a refusal.
+func (u *Uplink) refusedByAnother(h http.Header) *failure {
+	id := h.Get(wire.HeaderStore)
+	if id == "" || len(id) > maxStoreShown || strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil
+	}
+	u.mu.Lock()
+	known := u.store
+	u.mu.Unlock()
+	if known == "" || known == id {
+		return nil
+	}
+	if err := u.checkStore(id); err != nil {
+		return asFailure(err)
+	}
+	return nil // it was accepted in between
 }
 
 func (u *Uplink) keepStore(id string) {

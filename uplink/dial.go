@@ -194,6 +194,10 @@ func (u *Uplink) refusal(to *url.URL, resp *http.Response) *failure {
 	switch resp.StatusCode {
 	case http.StatusUnauthorized:
 		f.stale = wantsNonce(resp.Header) && u.opts.Credential != nil
+		if other := u.refusedByAnother(resp.Header); other != nil {
+			other.floor = max(other.floor, f.floor)
+			return other
+		}
 		fallthrough
 	case http.StatusForbidden:
 		hint = "; " + u.who()

@@ -11,8 +11,13 @@ const (
 	ListenPath = UplinkPath + "/control"
 )
 
-// Audience is aud in the token of a handshake.
+// Audience is aud in the token of a gateway that does not know the id of the
+// cloud's record store yet; later it is that id.
 const Audience = "touchline-cloud"
+
+// HeaderStore has, in the 401 to a token for another record store, the id of
+// the cloud's own.
+const HeaderStore = "X-Touchline-Store"
 
 // Nonce is the answer of NoncePath.
 type Nonce struct {

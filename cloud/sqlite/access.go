@@ -15,7 +15,8 @@ import (
 )
 
 // schemaAccess adds who may speak: venues, revoked gateways, the times of
-// keys, claim codes and API keys. Of secrets there are hashes only.
+// keys, claim codes and API keys. Of what
+// gateways and people show there are hashes only.
 const schemaAccess = `
 ALTER TABLE gateway ADD COLUMN venue TEXT NOT NULL DEFAULT '';
 ALTER TABLE gateway ADD COLUMN revoked INTEGER;   -- when; NULL: not

@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+
+	"touchline/credential"
 )
 
 // applicationID marks the file as a record store ("tlcr"), so that another
@@ -15,7 +17,7 @@ const applicationID = 0x746c6372
 
 // migrations bring the schema from version i to i+1. They are never changed
 // once released, only added to.
-var migrations = []string{schema1, schemaKeys, schemaClocks, schemaAccess}
+var migrations = []string{schema1, schemaKeys, schemaClocks, schemaAccess, schemaUsed}
 
 // Times are ns since the Unix epoch. Epochs are referred to by their cursor's
 // small id: 16 random bytes in every row and index entry would cost more than
@@ -189,11 +191,18 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 			return fmt.Errorf("migrate schema to version %d: %w", version+i+1, err)
 		}
 	}
-	if version == 0 {
-		var id [16]byte
-		rand.Read(id[:]) // documented never to fail
-		if _, err := tx.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES ('store', ?)`, hex.EncodeToString(id[:])); err != nil {
-			return fmt.Errorf("write store id: %w", err)
+	// What SQLite's own generator draws is not meant to be secret.
+	for _, drawn := range []struct {
+		since, bytes int // schema version, length
+		key          string
+	}{{1, 16, "store"}, {5, credential.MinNonceSecret, "nonce_secret"}} {
+		if drawn.since <= version || drawn.since > len(migrations) {
+			continue
+		}
+		value := make([]byte, drawn.bytes)
+		_, _ = rand.Read(value) // documented never to fail
+		if _, err := tx.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES (?, ?)`, drawn.key, hex.EncodeToString(value)); err != nil {
+			return fmt.Errorf("write %s: %w", drawn.key, err)
 		}
 	}
 	pragmas := fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, len(migrations))

@@ -59,6 +59,9 @@ type Store struct {
 	recording sync.Mutex // covers known
 	known     cursorCache
 
+	redemptions *redemptions
+	nonceSecret []byte // drawn when the file was made
+
 	snapshots snapshots
 
 	queries chan struct{} // a place for each running Samples
@@ -92,11 +95,12 @@ func openOn(ctx context.Context, vfs, dir string, logger *slog.Logger) (*Store, 
 		return nil, fmt.Errorf("open record store: %w", err)
 	}
 	s := &Store{
-		path:    filepath.Join(dir, FileName),
-		logger:  logger,
-		known:   newCursorCache(),
-		queries: make(chan struct{}, maxQueries),
-		limits:  defaultLimits,
+		path:        filepath.Join(dir, FileName),
+		logger:      logger,
+		known:       newCursorCache(),
+		redemptions: newRedemptions(),
+		queries:     make(chan struct{}, maxQueries),
+		limits:      defaultLimits,
 	}
 	if s.presence, err = enterFolder(ctx, dir); err != nil {
 		return nil, fmt.Errorf("open record store: %w", err)
@@ -156,6 +160,9 @@ func (s *Store) begin(ctx context.Context) error {
 	}
 	if err := s.read.QueryRowContext(ctx, `SELECT value FROM meta WHERE key = 'store'`).Scan(&s.id); err != nil {
 		return fmt.Errorf("read store id: %w", err)
+	}
+	if err := s.readNonceSecret(ctx); err != nil {
+		return err
 	}
 	info, err := os.Stat(s.path)
 	if err != nil {
