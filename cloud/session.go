@@ -32,6 +32,7 @@ type session struct {
 
 	pass     pass
 	revision atomic.Uint64 // of who may speak, at which the pass was good
+	passEnds atomic.Int64  // ns since the Unix epoch; 0: not known yet. See sentry.go
 
 	number   uint64       // from the store; set before the roster has the session
 	lastSeen atomic.Int64 // ns since the Unix epoch
@@ -51,6 +52,7 @@ func newSession(in *ingest, p pass, remote string) *session {
 	s := &session{in: in, pass: p, gateway: p.gateway, remote: remote, connected: time.Now(), out: newOutbox(),
 		log: in.log.With("gateway", p.gateway, "remote", remote)}
 	s.revision.Store(p.revision)
+	s.passEnds.Store(unixNano(p.keyEnds))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lastSeen.Store(s.connected.UnixNano())
 	return s

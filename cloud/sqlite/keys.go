@@ -5,8 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"touchline/cloud"
+	"touchline/credential"
 	"touchline/identity"
 )
 
@@ -89,4 +92,36 @@ func (s *Store) GatewayKeys(ctx context.Context, gateway string) ([]identity.Pub
 		return nil, fmt.Errorf("read keys of gateway %s: %w", gateway, err)
 	}
 	return keys, nil
+}
+
+// RemoveGatewayKey takes one key of a gateway away, named by its thumbprint,
+// for good: neither handshakes nor archives that are signed with it count from
+// then on. cloud.ErrUnknownKey is in the error where the gateway has no such
+// key, cloud.ErrLastKey where it has no other that counts now.
+func (s *Store) RemoveGatewayKey(ctx context.Context, gateway, thumbprint string) error {
+	err := s.change(ctx, func(tx *sql.Tx) error {
+		keys, err := handshakeKeys(ctx, tx, gateway)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(keys, func(k credential.GatewayKey) bool {
+			return credential.Thumbprint(k.Public) == thumbprint
+		})
+		if i < 0 {
+			return cloud.ErrUnknownKey
+		}
+		now := time.Now()
+		others := slices.Delete(slices.Clone(keys), i, i+1)
+		if keys[i].Counts(now) && !slices.ContainsFunc(others, func(k credential.GatewayKey) bool { return k.Counts(now) }) {
+			return cloud.ErrLastKey
+		}
+		if _, err := tx.Exec(`DELETE FROM gateway_key WHERE key = ?`, []byte(keys[i].Public)); err != nil {
+			return err
+		}
+		return takeAway(tx)
+	})
+	if err != nil {
+		return fmt.Errorf("remove key of gateway %s: %w", gateway, err)
+	}
+	return nil
 }

@@ -26,7 +26,7 @@ func gatewayCommand(s *settings) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
-			return errors.New("name a command: `touchline-cloud gateway claim --venue V`, `gateway list`, `gateway revoke ID`, `gateway add ID` or `gateway key ID PUBLIC`")
+			return errors.New("name a command: `touchline-cloud gateway claim --venue V`, `gateway list`, `gateway revoke ID`, `gateway add ID` or `gateway key ID`")
 		},
 	}
 	cmd.AddCommand(gatewayClaimCommand(s), gatewayRevokeCommand(s), gatewayAddCommand(s), gatewayListCommand(s), gatewayKeyCommand(s))

@@ -7,10 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"touchline"
 	"touchline/cloud"
 	"touchline/cloud/sqlite"
-	"touchline/identity"
 )
 
 func importCommand(s *settings) *cobra.Command {
@@ -61,36 +59,4 @@ func importFile(cmd *cobra.Command, store *sqlite.Store, name string) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s: blocks are kept aside, not among the samples; the first because %s\n", name, done.Reason)
 	}
 	return nil
-}
-
-func gatewayKeyCommand(s *settings) *cobra.Command {
-	return &cobra.Command{
-		Use:   "key ID [PUBLIC]",
-		Short: "Register a gateway's public key, or print those it has",
-		Long: `Registers the public key that ` + "`touchline key`" + ` prints on the gateway. What is signed
-with it is believed to be of this gateway. It takes effect at once in a
-running cloud. A gateway may have several keys.`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) < 1 || len(args) > 2 {
-				return errors.New("name the gateway and its key: `touchline-cloud gateway key ID PUBLIC`")
-			}
-			return touchline.CheckGateway(args[0])
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.withStore(cmd, func(store *sqlite.Store) error {
-				if len(args) == 2 {
-					key, err := identity.ParsePublic(args[1])
-					if err != nil {
-						return err
-					}
-					return store.AddGatewayKey(cmd.Context(), args[0], key)
-				}
-				keys, err := store.GatewayKeys(cmd.Context(), args[0])
-				for _, key := range keys {
-					fmt.Fprintln(cmd.OutOrStdout(), key)
-				}
-				return err
-			})
-		},
-	}
 }
