@@ -1,5 +1,5 @@
 // Package recordertest holds every record store to what cloud.Recorder,
-// cloud.Archive and cloud.Registry promise. A store's own tests call Run; a
+// cloud.Archive, cloud.Registry and cloud.Access promise. A store's own tests call Run; a
 // store that passes may stand behind ingest.
 package recordertest
 
@@ -19,18 +19,33 @@ import (
 	"touchline/wire"
 )
 
-// A Store is a record store with what its tests need beside the three
+// A Store is a record store with what its tests need beside the four
 // interfaces.
 type Store interface {
 	cloud.Recorder
 	cloud.Archive
 	cloud.Registry
+	cloud.Access
 	// AddGateway registers a gateway; an id or token that is there is an
 	// error.
 	AddGateway(ctx context.Context, id string, tokenHash [32]byte) error
 	// AddGatewayKey registers a public key of a gateway. One that is there is
 	// no error; one of another gateway is.
 	AddGatewayKey(ctx context.Context, gateway string, key identity.PublicKey) error
+	// RemoveGatewayKey takes a key away for good, named by its thumbprint.
+	// cloud.ErrUnknownKey is in the error where the gateway has no such key,
+	// cloud.ErrLastKey where it has no other that counts.
+	RemoveGatewayKey(ctx context.Context, gateway, thumbprint string) error
+	// RevokeGateway takes a gateway's token and keys away. One that is unknown
+	// is an error, one that is revoked is none.
+	RevokeGateway(ctx context.Context, gateway string) error
+	// AddClaim keeps a claim code.
+	AddClaim(ctx context.Context, c cloud.Claim) error
+	// AddAPIKey keeps an API key; an id or name that is there is an error.
+	AddAPIKey(ctx context.Context, k cloud.APIKey) error
+	// RevokeAPIKey takes an API key away, by name or id; cloud.ErrUnknownKey is
+	// in the error where there is none.
+	RevokeAPIKey(ctx context.Context, name string) error
 	Close() error
 }
 
@@ -42,11 +57,13 @@ type Faulty interface {
 }
 
 // Run tests the store that open opens. Within one test (by t.Name) open must
-// open the same data each time, and in another test other, empty data. Run
-// closes what it opened.
+// open the same data each time, and in another test other, empty data. Where
+// it is called while a store of the test is open, the two must be to one
+// another as those of two processes. Run closes what it opened.
 func Run(t *testing.T, open func(t *testing.T) Store) {
 	for _, group := range []map[string]func(*fixture){
 		recordTests, storedTests, lostTests, clockTests, queryTests, registryTests, keyTests, crowdTests,
+		enrolTests, rollTests, accessTests,
 	} {
 		names := make([]string, 0, len(group))
 		for name := range group {
@@ -57,7 +74,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 			t.Run(name, func(t *testing.T) {
 				f := &fixture{T: t, open: open}
 				f.reopen()
-				defer f.close()
+				defer f.end()
 				group[name](f)
 			})
 		}
@@ -68,8 +85,21 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 // step fails the test where it does not go as the step's name says.
 type fixture struct {
 	*testing.T
-	open  func(*testing.T) Store
-	store Store
+	open   func(*testing.T) Store
+	store  Store
+	others []Store // of second
+}
+
+// end closes all that is open. It is no Cleanup, before which the test's
+// context ends.
+func (f *fixture) end() {
+	f.Helper()
+	for _, other := range f.others {
+		if err := other.Close(); err != nil {
+			f.Errorf("Close of a second: %v", err)
+		}
+	}
+	f.close()
 }
 
 func (f *fixture) reopen() {
@@ -90,6 +120,15 @@ func (f *fixture) close() {
 		f.Fatalf("second Close: %v", err)
 	}
 	f.store = nil
+}
+
+// second opens the store once more, as another process would, until the test
+// ends.
+func (f *fixture) second() Store {
+	f.Helper()
+	other := f.open(f.T)
+	f.others = append(f.others, other)
+	return other
 }
 
 func token(id string) [32]byte { return sha256.Sum256([]byte("token of " + id)) }
