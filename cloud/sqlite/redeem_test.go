@@ -3,6 +3,7 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -141,6 +142,20 @@ func TestRedeem_WhoGoesAwayEndsNobodyElses(t *testing.T) {
 	}
 }
 
+// A transaction is of all who wait, so it is not ended by who began it.
+func TestRedeem_WhoLeadsMayGoAway(t *testing.T) {
+	s := openTest(t)
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	one := s.redemptions.add(used(1, time.Now().Add(time.Minute)))
+	s.redemptions.turn <- struct{}{}
+	s.redeemWaiting(gone)
+	<-s.redemptions.turn
+	if <-one.done; one.err != nil {
+		t.Errorf("who waited: %v", one.err)
+	}
+}
+
 // What does not commit lets nobody in, and the next one is not in its way.
 func TestRedeem_ACommitThatFailsLetsNobodyIn(t *testing.T) {
 	s := openTest(t)
@@ -162,20 +177,21 @@ func TestRedeem_ForgetsWhatIsOver(t *testing.T) {
 	s := openTest(t)
 	now := time.Now()
 	const over, lately = 300, 50
-	for i := range over + lately {
-		until := now.Add(-2 * usedSlack)
-		if i >= over {
-			until = now.Add(-usedSlack / 2) // by another's clock it may not be over
+	err := s.change(t.Context(), func(tx *sql.Tx) error { // for Redeem might sweep meanwhile
+		for i := range over + lately {
+			h := used(i, now.Add(-2*usedSlack))
+			if i >= over {
+				h.Until = now // by another's clock it may not be over
+			}
+			if _, err := tx.Exec(`INSERT INTO used (until, mark) VALUES (?, ?)`, h.Until.UnixNano(), h.Mark[:]); err != nil {
+				return err
+			}
 		}
-		s.redemptions.swept = now // it is not swept meanwhile
-		if err := s.Redeem(t.Context(), used(i, until)); err != nil {
-			t.Fatal(err)
-		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := usedRows(t, s); n != over+lately {
-		t.Fatalf("%d rows", n)
-	}
-	s.redemptions.swept = time.Time{}
 	last := used(over+lately, now.Add(time.Minute))
 	if err := s.Redeem(t.Context(), last); err != nil {
 		t.Fatal(err)
@@ -183,7 +199,7 @@ func TestRedeem_ForgetsWhatIsOver(t *testing.T) {
 	if n := usedRows(t, s); n != lately+1 {
 		t.Errorf("%d rows are left, want %d", n, lately+1)
 	}
-	if err := s.Redeem(t.Context(), used(over, now.Add(-usedSlack/2))); !errors.Is(err, credential.ErrReplayed) {
+	if err := s.Redeem(t.Context(), used(over, now)); !errors.Is(err, credential.ErrReplayed) {
 		t.Errorf("one that ended lately: %v", err)
 	}
 }
