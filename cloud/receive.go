@@ -110,10 +110,19 @@ func (s *session) frame(sc *scratch) error {
 	if !s.greeted {
 		return breach("a block frame came before hello")
 	}
-	s.in.stats.frames.Add(1)
 	s.in.stats.frameBytes.Add(uint64(sc.buf.Len()))
+	data := sc.buf.Bytes()
 	var err error
-	if sc.blocks, err = wire.ParseFrame(sc.blocks[:0], sc.buf.Bytes()); err != nil {
+	if wire.IsPart(data) {
+		if data, err = s.parts.Add(data, s.in.opts.MaxFrameBytes); err != nil {
+			return breach(err.Error())
+		}
+		if data == nil {
+			return nil
+		}
+	}
+	s.in.stats.frames.Add(1)
+	if sc.blocks, err = wire.ParseFrame(sc.blocks[:0], data); err != nil {
 		return breach(err.Error())
 	}
 	received := time.Now()
@@ -218,6 +227,7 @@ func (s *session) hello(m *wire.Hello) error {
 	s.out.setWelcome(&wire.Welcome{
 		Store: store, Session: number, Stored: stored, Complete: complete, Window: window,
 		MaxFrame: s.in.opts.MaxFrameBytes, Heartbeat: int(s.in.opts.Heartbeat.Milliseconds()), Time: time.Now(),
+		Capabilities: []string{wire.CapabilityParts},
 	})
 	s.log.Info("gateway connected", "software", m.Software, "clock", m.Clock, "epochs", len(m.Epochs))
 	return nil

@@ -41,7 +41,8 @@ type session struct {
 
 	// Used by the reader only.
 	greeted bool
-	damaged int // blocks that arrived damaged
+	parts   wire.Assembly // of a frame on a slow link; at most MaxFrameBytes
+	damaged int           // blocks that arrived damaged
 
 	mu     sync.Mutex // covers hungUp, and orders it with the read deadline
 	hungUp bool

@@ -55,6 +55,8 @@ type testCloud struct {
 	confirmClocks bool
 	// noPong makes it deaf for pings.
 	noPong bool
+	// wholeFrames makes it one that takes no parts.
+	wholeFrames bool
 }
 
 // tally is what the cloud has seen.
@@ -64,6 +66,7 @@ type tally struct {
 	repeats  int // blocks that were there before
 	lostSaid int // lost messages
 	pings    int
+	parts    int
 	hellos   []wire.Hello
 	closes   []websocket.CloseError // close frames of the gateway
 }
@@ -221,6 +224,7 @@ type cloudSession struct {
 	cloud  *testCloud
 	conn   *websocket.Conn
 	number uint64
+	parts  wire.Assembly
 
 	mu         sync.Mutex // covers writes, and what follows
 	unaccepted map[touchline.Position]int
@@ -280,6 +284,9 @@ func (s *cloudSession) welcome(hello *wire.Hello) bool {
 	w := &wire.Welcome{
 		Store: "store-1", Session: s.number, Window: c.window, MaxFrame: c.maxFrame,
 		Heartbeat: int(c.heartbeat / time.Millisecond), Time: time.Now(),
+	}
+	if !c.wholeFrames {
+		w.Capabilities = []string{wire.CapabilityParts}
 	}
 	named := hello.Epochs
 	if c.forgetful != nil && c.forgetful() {
@@ -371,6 +378,17 @@ func (s *cloudSession) takeFrame(data []byte) error {
 	c := s.cloud
 	if len(data) > c.maxFrame {
 		c.t.Errorf("frame of %d bytes, and %d were allowed", len(data), c.maxFrame)
+	}
+	if wire.IsPart(data) {
+		whole, err := s.parts.Add(data, c.maxFrame)
+		if err != nil || c.wholeFrames {
+			c.t.Errorf("part from the gateway, to a cloud that takes whole frames alone (%v): %v", c.wholeFrames, err)
+			return fmt.Errorf("part: %w", err)
+		}
+		c.set(func() { c.tally.parts++ })
+		if data = whole; whole == nil {
+			return nil
+		}
 	}
 	list, err := wire.ParseFrame(nil, data)
 	if err != nil {

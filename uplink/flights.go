@@ -33,6 +33,7 @@ type flight struct {
 	epoch   touchline.Epoch
 	nums    touchline.Range
 	bytes   int
+	paced   int // of bytes, those that count in pace: of a block in parts, its last part
 	state   flightState
 	lane    wire.Lane // in which it counts while it is in flight
 	sends   int       // how often it was sent
@@ -136,8 +137,8 @@ func (fs *flights) launch(b *wire.Block, resend bool, lane wire.Lane, now time.T
 		fs.oldestSince = now
 	}
 	fs.order = append(fs.order, launch{f, f.sent})
-	f.lane = lane
-	fs.pace.launched(lane, f.bytes)
+	f.lane, f.paced = lane, f.bytes
+	fs.pace.launched(lane, f.paced)
 	fs.bytes += f.bytes
 	fs.blocks++
 	return true
@@ -257,11 +258,12 @@ func (fs *flights) land(f *flight, to flightState, now time.Time) {
 	if f.state == inFlight {
 		fs.bytes -= f.bytes
 		fs.blocks--
-		if to == accepted {
-			fs.pace.arrived(f.lane, f.bytes, f.at, now)
+		if to == accepted && f.paced > 0 {
+			fs.pace.arrived(f.lane, f.paced, f.at, now)
 		} else {
-			fs.pace.left(f.lane, f.bytes)
+			fs.pace.left(f.lane, f.paced)
 		}
+		f.paced = 0
 		if fs.bytes < 0 || fs.blocks < 0 {
 			panic(fmt.Sprintf("BUG: %d bytes in %d blocks in flight", fs.bytes, fs.blocks))
 		}

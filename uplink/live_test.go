@@ -43,7 +43,11 @@ func newLine(c net.Conn, perSecond, queue int, delay time.Duration) *line {
 		for {
 			select {
 			case p := <-l.out:
-				time.Sleep(time.Until(p.at))
+				select {
+				case <-time.After(time.Until(p.at)):
+				case <-l.done:
+					return
+				}
 				if _, err := c.Write(p.data); err != nil {
 					l.Close()
 					return
@@ -167,7 +171,7 @@ func TestLive_DoesNotWaitForTheBacklog(t *testing.T) {
 		delay time.Duration
 		most  time.Duration // that p99 may be beyond the delay
 	}{
-		{256, 20 * time.Millisecond, 5 * time.Second}, // a block of 16 KiB takes 0.5 s
+		{256, 20 * time.Millisecond, time.Second}, // a block of 16 KiB takes 0.5 s
 		{2_000, 300 * time.Millisecond, time.Second},
 		{10_000, 20 * time.Millisecond, 200 * time.Millisecond},
 		{50_000, 5 * time.Millisecond, 200 * time.Millisecond},
@@ -199,12 +203,17 @@ func TestLive_SkipsNothing(t *testing.T) {
 		limits := Defaults().Limits
 		limits.NewestFirst = rapid.Bool().Draw(rt, "newest")
 		limits.Plain = rapid.IntRange(0, 4).Draw(rt, "plain") == 0
+		wholeFrames := rapid.IntRange(0, 4).Draw(rt, "whole frames") == 0
+		perSecond := rapid.SampledFrom([]int{0, 8_000, 100_000}).Draw(rt, "bytes a second") // 0 is no bound
 		script := rapid.SliceOfN(rapid.IntRange(0, 6), 5, 40).Draw(rt, "script")
 		verdicts := rapid.SliceOfN(rapid.SampledFrom([]verdict{store, store, store, acceptOnly, silent, silentlyDo, damaged}), 1, 50).Draw(rt, "verdicts")
 		size := rapid.IntRange(1, 60_000).Draw(rt, "size")
 		window := wire.Window{Bytes: rapid.IntRange(1, 1<<20).Draw(rt, "window"), Blocks: rapid.IntRange(1, 300).Draw(rt, "blocks")}
 		inBubble(t, func(t *testing.T, w *world) {
-			w.cloud.window = window
+			w.cloud.window, w.cloud.wholeFrames = window, wholeFrames
+			if perSecond > 0 {
+				w.cloud.pipes.wrap = func(c net.Conn) net.Conn { return newLine(c, perSecond, 1<<20, 10*time.Millisecond) }
+			}
 			n := 0
 			w.cloud.block = func(_ *cloudSession, b *wire.FrameBlock) verdict {
 				n++

@@ -19,12 +19,13 @@ const (
 	// frame waits for a quarter of queueTarget.
 	frameParts = 4
 	// startBytes is what the backlog of a session begins with, on a link of
-	// which nothing is known. It doubles with each round trip, until a queue shows; on 256 kbit/s
-	// it is half a second, once.
-	startBytes = 16 << 10
-	// leastBytes is below what is worth halving: one small block. One frame
+	// which nothing is known: one second of 32 kbit/s, once. It doubles with each
+	// round trip, until a queue shows.
+	startBytes = 4 << 10
+	// leastBytes is below what is worth halving: four parts of 512 bytes, beside
+	// which their headers are 7 %. It is half a second of 32 kbit/s. One frame
 	// may always be under way.
-	leastBytes = 4 << 10
+	leastBytes = 2 << 10
 	// probeEvery is how often the queues are let run empty, to learn again how
 	// long the way is without them; it costs one round trip and queueTarget.
 	probeEvery = 30 * time.Second
@@ -32,6 +33,9 @@ const (
 	probePatience = 2 * time.Second
 	// lastWays is how many of the last ways to the cloud are kept.
 	lastWays = 3
+	// maxMilestones bounds the parts whose pong is awaited: frameParts of them, and
+	// what a limit that was halved a few times leaves. 32 bytes each.
+	maxMilestones = 64
 	// sharePeriod is the time of which the backlog has its share.
 	sharePeriod = time.Second
 )
@@ -51,15 +55,57 @@ type pace struct {
 	starting bool
 	full     bool // limit was reached in this round
 
-	base, earlier time.Duration           // shortest way since the last probe, and before it; 0: not known
-	ways          [lastWays]time.Duration // the last ones
-	way           int
-	roundAt       time.Time // a round ends when something sent after this has arrived
-	probeAt       time.Time // next probe; while one goes on, when it began
+	blocks, parts trips       // to the store, and of parts to the cloud only
+	milestones    []milestone // parts under way, in order; at most maxMilestones
+	roundAt       time.Time   // a round ends when something sent after this has arrived
+	probeAt       time.Time   // next probe; while one goes on, when it began
 	probing       bool
 
 	tokens float64 // bytes that max_rate allows now; below zero is a debt
 	filled time.Time
+}
+
+// A milestone is a part that is under way. A ping follows each, and its pong says
+// that all before it arrived.
+type milestone struct {
+	stamp uint64 // payload of the ping
+	lane  wire.Lane
+	bytes int
+	at    time.Time
+}
+
+// trips knows how long one kind of way takes.
+type trips struct {
+	base, earlier time.Duration           // shortest way since the last probe, and before it; 0: not known
+	ways          [lastWays]time.Duration // the last ones
+	count         int
+	fresh         int // of this round
+}
+
+func (t *trips) note(way time.Duration) {
+	t.ways[t.count%lastWays] = way
+	t.count++
+	t.fresh++
+	if t.base == 0 || way < t.base {
+		t.base = way
+	}
+}
+
+// last returns how long the way is without queues, and how much longer it is
+// now. The shortest of the last ways counts, so that one lost packet is not
+// taken for a queue.
+func (t *trips) last() (base, queue time.Duration) {
+	base = t.base
+	if t.earlier > 0 {
+		base = min(base, t.earlier)
+	}
+	return base, slices.Min(t.ways[:min(t.count, lastWays)]) - base
+}
+
+func (t *trips) probed() {
+	if t.base > 0 {
+		t.earlier, t.base = t.base, 0
+	}
 }
 
 func newPace(l Limits, now time.Time) pace {
@@ -135,39 +181,74 @@ func (p *pace) launched(lane wire.Lane, n int) { p.inFlight[lane] += n }
 // left notes n bytes that are called back, or forgotten.
 func (p *pace) left(lane wire.Lane, n int) { p.inFlight[lane] -= n }
 
+// part returns when the next n bytes of a block that goes in parts may go, as
+// live and backlog do for whole ones.
+func (p *pace) part(lane wire.Lane, n int, now time.Time) time.Time {
+	all := p.inFlight[wire.Live] + p.inFlight[wire.Backlog]
+	if p.inFlight[lane] > 0 && (p.probing || all+n > p.limit) || len(p.milestones) >= maxMilestones {
+		p.full = p.full || !p.probing
+		return never
+	}
+	if lane == wire.Live {
+		return p.earned(now, -float64(p.limits.MaxRate))
+	}
+	return p.earned(now, 0)
+}
+
+// departed notes a part on its way.
+func (p *pace) departed(m milestone) {
+	p.launched(m.lane, m.bytes)
+	p.milestones = append(p.milestones, m)
+}
+
+// passed takes a pong, and says whether it was one for parts.
+func (p *pace) passed(stamp uint64, now time.Time) bool {
+	n := 0
+	for n < len(p.milestones) && p.milestones[n].stamp <= stamp {
+		p.left(p.milestones[n].lane, p.milestones[n].bytes)
+		n++
+	}
+	if n == 0 {
+		return false
+	}
+	sent := p.milestones[n-1].at
+	p.milestones = slices.Delete(p.milestones, 0, n)
+	p.came(&p.parts, sent, now)
+	return true
+}
+
 // arrived notes n bytes that the cloud has, sent at the time given.
 func (p *pace) arrived(lane wire.Lane, n int, sent, now time.Time) {
-	p.inFlight[lane] -= n
-	way := max(now.Sub(sent), 1)
-	p.ways[p.way%lastWays] = way
-	p.way++
-	if p.base == 0 || way < p.base {
-		p.base = way
-	}
-	if !sent.Before(p.roundAt) {
-		p.endRound(now)
+	p.left(lane, n)
+	p.came(&p.blocks, sent, now)
+}
+
+// came learns from a way that began at sent.
+func (p *pace) came(t *trips, sent, now time.Time) {
+	t.note(max(now.Sub(sent), 1))
+	// The first of those that were sent together has met no queue yet.
+	if !sent.Before(p.roundAt) && t.fresh >= lastWays {
+		base, queue := t.last()
+		p.endRound(base, queue, now)
 	}
 	switch {
 	case p.probing && (p.inFlight == [2]int{} || now.Sub(p.probeAt) > probePatience):
 		// What is sent next finds the queues empty.
 		p.probing, p.probeAt = false, now.Add(probeEvery)
-		p.earlier, p.base = p.base, 0
+		p.blocks.probed()
+		p.parts.probed()
 	case !p.probing && !now.Before(p.probeAt):
 		p.probing, p.probeAt = true, now
 	}
 }
 
-// endRound adapts limit to what a round trip has shown: up by a half where the
-// queues are empty, down to a half where they hold twice queueTarget. The
-// shortest of the last ways counts, so that one lost packet is not taken for a
-// queue.
-func (p *pace) endRound(now time.Time) {
-	base := p.base
-	if p.earlier > 0 {
-		base = min(base, p.earlier)
-	}
-	queue := slices.Min(p.ways[:min(p.way, lastWays)]) - base
-	gain := max(-1, 1-float64(queue)/float64(queueTarget)) / 2
+// endRound adapts limit to what a round trip has shown. It goes half the way to
+// what the link delivered, taken over a way with a queue of queueTarget, since
+// what it changes shows a round later only; and not below the half, or above
+// half as much again.
+func (p *pace) endRound(base, queue time.Duration, now time.Time) {
+	gain := (float64(base+queueTarget)/float64(base+queue) - 1) / 2
+	gain = min(max(gain, -0.5), 0.5)
 	switch {
 	case p.starting && queue < queueTarget/4:
 		gain = 1
@@ -179,6 +260,7 @@ func (p *pace) endRound(now time.Time) {
 		p.limit = max(p.limit, leastBytes)
 	}
 	p.full, p.roundAt = false, now
+	p.blocks.fresh, p.parts.fresh = 0, 0
 }
 
 // never stands for a time that an arrival will bring, not a clock.

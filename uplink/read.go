@@ -244,17 +244,17 @@ func (s *session) onPong(payload string) error {
 	}
 	now := time.Now()
 	stamp := binary.BigEndian.Uint64([]byte(payload))
-	age := uint64(now.Sub(s.welcomeAt))
-	if stamp > age {
+	if stamp >= s.nextStamp {
 		return nil
 	}
-	rtt := time.Duration(age - stamp)
+	rtt := max(0, now.Sub(s.welcomeAt)-time.Duration(stamp))
 	if s.rtt == 0 {
 		s.rtt = rtt
 	}
 	s.rtt += (rtt - s.rtt) / 8 // the smoothing of RFC 6298, section 2
 	s.rttWorst = max(s.rttWorst, rtt)
 	s.proof = now
+	s.passed(stamp, now)
 	return nil
 }
 

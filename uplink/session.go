@@ -64,6 +64,7 @@ type session struct {
 	flights    *flights
 	outbox     outbox
 	handover   handover
+	parting    parting
 	ledger     ledger
 	interval   time.Duration // of our pings
 	frameBytes int           // size of a frame at most
@@ -77,6 +78,7 @@ type session struct {
 	nextScan   time.Time // for blocks that are not stored in time
 	paced      time.Time // when something in the hand-over may be sent that has to wait now
 	proof      time.Time // when the cloud last answered something that we sent
+	nextStamp  uint64    // above all pings' payloads
 	rtt        time.Duration
 	rttWorst   time.Duration
 	goaway     *failure  // set by goaway: how this session will end

@@ -77,13 +77,20 @@ func (s *session) writeNext(now time.Time) (time.Time, error) {
 		return time.Time{}, s.writeMessage(websocket.TextMessage, message)
 	}
 	s.takeFrame(now)
-	if len(s.frame) == 0 {
-		next := s.nextDeadline()
+	switch {
+	case len(s.frame) > 0 && s.parting.flight != nil && !s.parting.begun:
 		s.mu.Unlock()
-		return next, nil
+		return time.Time{}, s.beginParts()
+	case len(s.frame) > 0:
+		s.mu.Unlock()
+		return time.Time{}, s.writeFrame()
+	case s.partDue(now):
+		s.mu.Unlock()
+		return time.Time{}, s.writePart()
 	}
+	next := s.nextDeadline()
 	s.mu.Unlock()
-	return time.Time{}, s.writeFrame()
+	return next, nil
 }
 
 // overdue returns why the session must end now, or nil. It also calls back the
@@ -163,6 +170,9 @@ func (s *session) takeFrame(now time.Time) {
 		if line == lineLive && !s.fits(line) {
 			return // what is behind must not take the window that this waits for
 		}
+		if line != lineLive && s.parting.flight != nil {
+			return // that is before it
+		}
 		s.takeLine(line, now)
 		if len(s.frame) > 0 {
 			return
@@ -191,6 +201,10 @@ func (s *session) takeLine(line int, now time.Time) {
 		if len(s.frame) > 0 && size+n > limit {
 			return // a single block may be larger, never than a frame
 		}
+		parts := s.inParts(n)
+		if parts && (len(s.frame) > 0 || s.parting.flight != nil) {
+			return // one at a time, and alone
+		}
 		at := pace.live(n, now)
 		if line != lineLive {
 			at = pace.backlog(n, now)
@@ -206,9 +220,13 @@ func (s *session) takeLine(line int, now time.Time) {
 		if !s.flights.launch(&taken.block.Block, taken.resend, laneOfLine(line), now) {
 			continue
 		}
-		pace.spend(n)
 		s.countSent(&taken.block.Block, taken.resend, now)
 		s.frame = append(s.frame, taken.block)
+		if parts {
+			s.part(&taken.block.Block)
+			return
+		}
+		pace.spend(n)
 		size += n
 	}
 }
@@ -310,9 +328,14 @@ func (s *session) sayClose(cause error) {
 	_ = s.link.SayClose(code, text, time.Now().Add(closeGrace))
 }
 
-// stamp is a ping's payload: nanoseconds of the session's own monotonic clock.
+// stamp is a ping's payload: nanoseconds of the session's own monotonic clock,
+// and never the same twice, whatever that clock's steps.
 func (s *session) stamp() []byte {
-	return binary.BigEndian.AppendUint64(nil, uint64(time.Since(s.welcomeAt)))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stamp := max(s.nextStamp, uint64(time.Since(s.welcomeAt)))
+	s.nextStamp = stamp + 1
+	return binary.BigEndian.AppendUint64(nil, stamp)
 }
 
 // dead is the end of a connection on which nobody can be told.
