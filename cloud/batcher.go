@@ -60,7 +60,7 @@ type batcher struct {
 
 	room     *semaphore.Weighted // QueueBytes; first come, first served
 	capacity int
-	onLoad   func() // called when lags changed, by any goroutine
+	onLoad   func() // called when load changed, by any goroutine
 
 	wake chan struct{} // holds one: the queue is not empty
 
@@ -68,7 +68,8 @@ type batcher struct {
 	queue   []*entry
 	pending map[blockKey]*entry // queued, or in the hands of run
 	bytes   int                 // cost of pending
-	lagging bool
+	load    load
+	oldest  time.Time // when the oldest of pending was received, as of the last look; zero where there is none
 	trouble error     // why the last transaction failed; nil after one that succeeded
 	began   time.Time // of the transaction that runs; zero when none does
 
@@ -130,33 +131,12 @@ func (b *batcher) submit(ctx context.Context, d Delivery, to receiver) error {
 	b.pending[key] = e
 	b.queue = append(b.queue, e)
 	b.bytes += cost
-	changed := b.load()
+	tell := b.weigh(time.Now())
 	b.mu.Unlock()
 
-	if changed {
-		b.onLoad()
-	}
+	tell()
 	b.signal()
 	return nil
-}
-
-// load works out whether the store lags behind what arrives: from a queue that
-// is half full until one that is down to an eighth. b.mu is held.
-func (b *batcher) load() (changed bool) {
-	was := b.lagging
-	switch {
-	case b.bytes > b.capacity/2:
-		b.lagging = true
-	case b.bytes < b.capacity/8:
-		b.lagging = false
-	}
-	return b.lagging != was
-}
-
-func (b *batcher) lags() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.lagging
 }
 
 func (b *batcher) signal() {
@@ -397,16 +377,14 @@ func (b *batcher) done(entries []*entry, tell func(*entry, receiver)) {
 		cost += e.cost
 	}
 	b.bytes -= cost
-	changed := b.load()
+	changed := b.weigh(time.Now())
 	b.mu.Unlock()
 
 	for i, e := range entries {
 		tell(e, receivers[i])
 	}
 	b.room.Release(int64(cost))
-	if changed {
-		b.onLoad()
-	}
+	changed()
 }
 
 // waiting returns how much is queued or being recorded.

@@ -23,6 +23,13 @@ func (s *Server) SetRetry(least, most time.Duration) {
 	}
 }
 
+// SetLoad shortens how long blocks may wait until gateways get a smaller window,
+// and none.
+func (s *Server) SetLoad(lags, stands time.Duration) {
+	t := &s.batcher.timing
+	t.look, t.lags, t.stands = min(lags, stands)/4, lags, stands
+}
+
 // ParseQuery is what GET /v1/samples makes of its parameters.
 func ParseQuery(raw string) (Query, error) {
 	q, _, err := parseQuery(raw)

@@ -120,6 +120,9 @@ type timing struct {
 	retryMax time.Duration
 	poll     time.Duration // how much longer than a WebSocket a link over HTTP may be silent
 	access   time.Duration // between looks at who may still speak
+	look     time.Duration // between looks at how long blocks wait to be stored
+	lags     time.Duration // that the oldest of them waits while the store lags behind
+	stands   time.Duration // and while gateways pause
 }
 
 // A hello of 256 KiB crosses a 256 kbit/s link in 8 s. A message to a gateway
@@ -135,4 +138,7 @@ var defaultTiming = timing{
 	retryMax: 5 * time.Second,
 	poll:     25 * time.Second, // its gateway may be between a poll that got lost and the next one
 	access:   time.Second,      // a revoked gateway is gone after two, with its close frame after four
+	look:     time.Second,
+	lags:     2 * time.Second,  // a transaction takes some 10 ms
+	stands:   10 * time.Second, // a gateway gives a block 30 s, and a pause stops its clock
 }

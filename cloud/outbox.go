@@ -18,6 +18,8 @@ type outbox struct {
 
 	mu      sync.Mutex // covers what follows
 	letters letters
+	early   *wire.Window // came before the welcome, and takes its window's place
+	greeted bool
 	ended   bool     // nothing is added behind the farewell
 	last    farewell // once ended
 	// In flight is what arrived and was not put into an ack that is being
@@ -130,8 +132,25 @@ func (o *outbox) addClock(c wire.ClockOffset) (ok bool) {
 	return ok
 }
 
-func (o *outbox) setWelcome(w *wire.Welcome) { o.post(func(l *letters) { l.welcome = w }) }
-func (o *outbox) setWindow(w wire.Window)    { o.post(func(l *letters) { l.window = &w }) }
+func (o *outbox) setWelcome(w *wire.Welcome) {
+	o.post(func(l *letters) {
+		if o.early != nil {
+			w.Window = *o.early
+		}
+		l.welcome, o.greeted, o.early = w, true, nil
+	})
+}
+
+// setWindow replaces the window. Nothing is said before the welcome.
+func (o *outbox) setWindow(w wire.Window) {
+	o.post(func(l *letters) {
+		if o.greeted {
+			l.window = &w
+		} else {
+			o.early = &w
+		}
+	})
+}
 
 // setPong answers the newest ping; RFC 6455, section 5.5.3 lets the older ones go.
 func (o *outbox) setPong(data string) {

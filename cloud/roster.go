@@ -11,15 +11,15 @@ import (
 // gateway's newest, and what window each is offered.
 //
 // The windows of all gateways together fit half the queue: with n of them,
-// each is offered the window halved until n of it do, and a quarter of that
-// while the record store lags. So a reader rarely has to wait for the queue
+// each is offered the window halved until n of it do, a quarter of that
+// while the record store lags, and none while it stands. So a reader rarely has to wait for the queue
 // while its gateway waits for a pong. The exception is the floor: a gateway
-// always gets smallestWindow bytes and smallestBlocks blocks.
+// gets smallestWindow bytes and smallestBlocks blocks, unless it is to pause.
 type roster struct {
 	full  wire.Window
 	queue int
 	max   int
-	lags  func() bool // says whether the record store does
+	load  func() load // of the record store
 
 	wg sync.WaitGroup // one for each admitted connection
 
@@ -46,9 +46,9 @@ var (
 	errDraining = errors.New("this node is stopping")
 )
 
-func newRoster(o *Options, lags func() bool) *roster {
+func newRoster(o *Options, load func() load) *roster {
 	full := wire.Window{Bytes: o.WindowBytes, Blocks: o.WindowBlocks}
-	return &roster{full: full, offered: full, queue: o.QueueBytes, max: o.MaxGateways, lags: lags,
+	return &roster{full: full, offered: full, queue: o.QueueBytes, max: o.MaxGateways, load: load,
 		sessions: map[*session]struct{}{}, newest: map[string]*session{}}
 }
 
@@ -110,7 +110,7 @@ func (r *roster) leave(s *session) {
 	r.wg.Done()
 }
 
-// refresh is called when the record store began or ceased to lag.
+// refresh is called when the record store's load changed.
 func (r *roster) refresh() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -125,12 +125,16 @@ func (r *roster) reoffer() {
 	for r.full.Bytes>>halvings > smallestWindow && (r.full.Bytes>>halvings)*len(r.sessions) > r.queue/2 {
 		halvings++
 	}
-	if r.lags() {
+	behind := r.load()
+	if behind == lags {
 		halvings += laggingHalvings
 	}
 	window := wire.Window{
 		Bytes:  max(r.full.Bytes>>halvings, smallestWindow),
 		Blocks: max(r.full.Blocks>>halvings, min(smallestBlocks, r.full.Blocks)),
+	}
+	if behind == stands {
+		window = wire.Window{}
 	}
 	if window == r.offered {
 		return

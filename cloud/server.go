@@ -70,7 +70,7 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 	}
 	s := &Server{opts: opts, store: store, log: logger, stats: newCounters()}
 	s.batcher = newBatcher(store, opts.QueueBytes, s.stats, logger)
-	s.ingest = &ingest{opts: opts, timing: defaultTiming, store: store, batcher: s.batcher, roster: newRoster(&opts, s.batcher.lags),
+	s.ingest = &ingest{opts: opts, timing: defaultTiming, store: store, batcher: s.batcher, roster: newRoster(&opts, s.batcher.behind),
 		stats: s.stats, log: logger, upgrader: newUpgrader(), verifier: verifier, nonces: nonces, from: addresses{opts.TrustedProxies},
 		mutual:     mutual{header: opts.ClientCertHeader, from: addresses{opts.TrustedProxies}, stats: s.stats},
 		handshakes: newBucket(float64(opts.Handshakes), float64(opts.Handshakes)),
@@ -177,6 +177,11 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(watched)
 		s.ingest.watchAccess(stop)
 	}()
+	weighed := make(chan struct{})
+	go func() {
+		defer close(weighed)
+		s.batcher.watch(stop)
+	}()
 
 	web := s.web(stop)
 	served := make(chan error, 1)
@@ -201,6 +206,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.closeWeb(web)
 	<-served
 	<-watched
+	<-weighed
 	stopRecorder()
 	timer := time.AfterFunc(s.ingest.timing.shutdown, cancelWork)
 	defer timer.Stop()
