@@ -53,7 +53,16 @@ func serveFast(s *cloudSession) bool {
 		if buf, err = readAll(buf[:0], r); err != nil {
 			return true
 		}
-		if list, err = wire.ParseFrame(list[:0], buf); err != nil {
+		frame := buf
+		if wire.IsPart(buf) {
+			if frame, err = s.parts.Add(buf, s.cloud.maxFrame); frame == nil && err == nil {
+				continue
+			}
+		}
+		if err == nil {
+			list, err = wire.ParseFrame(list[:0], frame)
+		}
+		if err != nil {
 			s.cloud.t.Error(err)
 			return true
 		}

@@ -11,8 +11,8 @@ import (
 // handoverBytes bounds the block data of each lane in memory that waits to be
 // sent, however large the window: two frames, so that one is read while one is
 // written. With one block in each lane that was larger than asked for (192
-// KiB), the frame (192 KiB at most) and gorilla's buffers it is 1.2 MiB a
-// session.
+// KiB), the frame (192 KiB at most), one more that goes in parts and gorilla's
+// buffers it is 1.4 MiB a session.
 const handoverBytes = 2 * frameTarget
 
 // A handover holds blocks on their way from the feeders to the writer. The

@@ -27,10 +27,12 @@ type parting struct {
 	bytes  int // of the next part
 }
 
-// inParts says whether a block that takes n bytes of a frame goes in parts. The
+// inParts says whether a block that takes n bytes of a frame goes in parts: not
+// where the link takes a frame of frameTarget in a quarter of queueTarget. The
 // caller holds s.mu.
 func (s *session) inParts(n int) bool {
-	return !s.u.opts.Limits.Plain && n > s.flights.pace.frameBytes() &&
+	size := s.flights.pace.frameBytes()
+	return n > size && size < frameTarget &&
 		slices.Contains(s.welcome.Capabilities, wire.CapabilityParts)
 }
 
