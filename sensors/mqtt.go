@@ -124,6 +124,8 @@ type MQTT struct {
 	sessions *sessions
 	batches  pool[answer]
 
+	retainers retainers
+
 	large chan struct{} // a place for each large packet under way
 
 	connectTimeout, packetTimeout time.Duration // shorter in a test
@@ -145,8 +147,8 @@ func ListenMQTT(opts MQTTOptions, intake *Intake, logger *slog.Logger) (*MQTT, e
 	}
 	m := &MQTT{
 		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
-		sessions: newSessions(opts.MaxConnections),
-		conns:    make(map[*mqttConn]struct{}), connectTimeout: intake.access.opts.Limits.Login, packetTimeout: packetTimeout,
+		sessions: newSessions(opts.MaxConnections), retainers: retainers{byTopic: map[string]*guest{}},
+		conns: make(map[*mqttConn]struct{}), connectTimeout: intake.access.opts.Limits.Login, packetTimeout: packetTimeout,
 		large: make(chan struct{}, largePacketsBytes/(2*(opts.PayloadBytes+packetOverhead))),
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())

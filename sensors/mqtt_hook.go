@@ -28,7 +28,7 @@ func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished,
 		mqtt.OnDisconnect, mqtt.OnClientExpired, mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnACLCheck,
-		mqtt.OnSubscribe, mqtt.OnPublishDropped, mqtt.OnWill, mqtt.OnWillSent:
+		mqtt.OnSubscribe, mqtt.OnPublishDropped, mqtt.OnWill, mqtt.OnWillSent, mqtt.OnRetainMessage, mqtt.OnRetainedExpired:
 		return true
 	}
 	return false
@@ -228,6 +228,7 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 // memory nor a sensor's time. What a subscriber misses is stored all the same.
 // An empty filter is how mochi is made to refuse one.
 func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	h.m.reviewRetained() // what it is about to get
 	room := maxSubscriptions - cl.State.Subscriptions.Len()
 	forgotten, place := h.m.sessions.subscribe(cl.ID, cl.Net.Conn.(*mqttConn))
 	if forgotten != "" {
