@@ -38,7 +38,7 @@ type ingest struct {
 
 	// Handshakes of all gateways, and of each: those whose credential held, so
 	// that no stranger uses them up.
-	handshakes *bucket
+	handshakes *turnstile
 	each       *buckets
 
 	revision atomic.Uint64 // of who may speak, as the sentry saw it last

@@ -20,7 +20,7 @@ type bucket struct {
 	mu       sync.Mutex // covers what follows
 	tokens   float64
 	filled   time.Time // when tokens was right
-	promised time.Time // the latest time that somebody was told
+	promised promises
 }
 
 func newBucket(rate, burst float64) *bucket {
@@ -40,14 +40,57 @@ func (b *bucket) take(now time.Time) (after time.Duration, ok bool) {
 		return 0, true
 	}
 	free := now.Add(time.Duration((1 - b.tokens) / b.rate * float64(time.Second)))
-	if b.promised.Before(free) {
-		b.promised = free
+	return b.promised.next(now, free, time.Duration(float64(time.Second)/b.rate)), false
+}
+
+// promises are the times that those who came too early were told.
+type promises struct{ latest time.Time }
+
+// next returns a wait of at most maxRetry that nobody else was told: free is
+// when there is room at the earliest, and between two there is every.
+func (p *promises) next(now, free time.Time, every time.Duration) (after time.Duration) {
+	if p.latest.Before(free) {
+		p.latest = free
 	}
-	if after = b.promised.Sub(now); after >= maxRetry {
-		b.promised = free // more came than a minute holds: they share it
+	if after = p.latest.Sub(now); after >= maxRetry {
+		p.latest = free // more came than a minute holds: they share it
 	}
-	b.promised = b.promised.Add(time.Duration(float64(time.Second) / b.rate))
-	return min(after, maxRetry), false
+	p.latest = p.latest.Add(every)
+	return min(after, maxRetry)
+}
+
+// A turnstile lets through perSecond events in any second, wherever that
+// begins; a bucket would let twice as many through in its first. What it
+// remembers is 8 bytes for each.
+type turnstile struct {
+	began time.Time
+
+	mu       sync.Mutex      // covers what follows
+	last     []time.Duration // a ring of the last ones, since began
+	at       int             // the oldest
+	promised promises
+}
+
+func newTurnstile(perSecond int) *turnstile {
+	t := &turnstile{began: time.Now(), last: make([]time.Duration, perSecond)}
+	for i := range t.last {
+		t.last[i] = -time.Hour // long ago
+	}
+	return t
+}
+
+// take lets an event through, or says after how long to try again.
+func (t *turnstile) take(now time.Time) (after time.Duration, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	since := max(now.Sub(t.began), t.last[(t.at+len(t.last)-1)%len(t.last)]) // who read the clock first may come second
+	if since-t.last[t.at] >= time.Second {
+		t.last[t.at] = since
+		t.at = (t.at + 1) % len(t.last)
+		return 0, true
+	}
+	free := t.began.Add(t.last[t.at] + time.Second)
+	return t.promised.next(now, free, time.Second/time.Duration(len(t.last))), false
 }
 
 func (b *bucket) fill(now time.Time) {

@@ -73,7 +73,7 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 	s.ingest = &ingest{opts: opts, timing: defaultTiming, store: store, batcher: s.batcher, roster: newRoster(&opts, s.batcher.behind),
 		stats: s.stats, log: logger, upgrader: newUpgrader(), verifier: verifier, nonces: nonces, from: addresses{opts.TrustedProxies},
 		mutual:     mutual{header: opts.ClientCertHeader, from: addresses{opts.TrustedProxies}, stats: s.stats},
-		handshakes: newBucket(float64(opts.Handshakes), float64(opts.Handshakes)),
+		handshakes: newTurnstile(opts.Handshakes),
 		each:       newBuckets(float64(opts.GatewayHandshakes)/60, float64(opts.GatewayHandshakes), opts.MaxGateways)}
 	s.batcher.onLoad = s.ingest.roster.refresh
 	s.reader = &reader{archive: store, timing: defaultTiming, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}

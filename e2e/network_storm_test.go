@@ -29,14 +29,18 @@ import (
 func TestNetwork_StormComesBackAndResumes(t *testing.T) {
 	// 2,000 gateways are 6,000 descriptors in this process, of 20,000, and
 	// 16,000 goroutines: the race detector takes half of that.
-	gateways, away := 200, time.Second
+	gateways, away, limit := 200, time.Second, 80
 	options := uplink.Defaults()
 	if long() {
-		gateways, away = 2000, 20*time.Second
+		// All that is still to come, as if the outage had been a long one: the
+		// waits before have grown to a minute.
+		gateways, away, limit = 2000, 70*time.Second, 100
 	} else {
 		options.BackoffCap = 2 * time.Second
 	}
 	f := newFleet(t, gateways, options)
+	f.limit = limit
+	editFile(t, f.cloudConfig, "data = ", fmt.Sprintf("limits.handshakes = %d\ndata = ", limit))
 	f.startCloud()
 	begin := time.Now()
 	f.run()
@@ -70,6 +74,7 @@ func TestNetwork_StormComesBackAndResumes(t *testing.T) {
 // each has a loopback address of its own: one address has 28,000 ports only.
 type fleet struct {
 	*site
+	limit    int // handshakes that the cloud takes in a second
 	relays   []*netlab.Relay
 	members  []*member
 	cancel   context.CancelFunc
@@ -162,13 +167,14 @@ func (f *fleet) gather(what string, begin time.Time, before map[string]int) {
 	f.t.Helper()
 	f.sessions++
 	back := make([]time.Duration, len(f.members)) // 0 is not yet
-	var rate handshakeRate
-	rate.add(begin, before)
+	rate := handshakeRate{t: f.t, limit: f.limit}
+	rate.add(begin, begin, before)
 	nextLook := begin
 	waitFor(f.t, "all gateways to be back "+what, func() bool {
 		now := time.Now()
 		if now.After(nextLook) {
-			rate.add(now, f.handshakes())
+			counts := f.handshakes()
+			rate.add(now, time.Now(), counts)
 			nextLook = now.Add(100 * time.Millisecond)
 		}
 		missing := 0
@@ -189,8 +195,12 @@ func (f *fleet) gather(what string, begin time.Time, before map[string]int) {
 		f.sessions = max(f.sessions, m.uplink.Stats().Sessions)
 	}
 	slices.Sort(back)
-	f.t.Logf("MEASURED storm, %s: %d gateways; back after %.1f s (half), %.1f s (99 of 100), %.1f s (all), all stored after %.1f s; handshakes at the cloud: at most %d in a second, %d refused",
-		what, len(back), back[len(back)/2].Seconds(), back[len(back)*99/100].Seconds(), back[len(back)-1].Seconds(), stored.Seconds(), rate.peak, rate.refused)
+	longest := back[len(back)-1]
+	f.t.Logf("MEASURED storm, %s: %d gateways; back after %.1f s (half), %.1f s (99 of 100), %.1f s (all), all stored after %.1f s; limit %d handshakes/s, the cloud let in at most %d in a second, asked %d to come later; let in by second: %d",
+		what, len(back), back[len(back)/2].Seconds(), back[len(back)*99/100].Seconds(), longest.Seconds(), stored.Seconds(), f.limit, rate.peak(), rate.refused(), rate.bySecond())
+	if longest > 90*time.Second {
+		f.t.Errorf("%s: one gateway was away for %s", what, longest.Round(time.Second))
+	}
 }
 
 // handshakes returns the cloud's counters by result.
@@ -211,30 +221,61 @@ func (f *fleet) handshakes() map[string]int {
 	return counts
 }
 
-// A handshakeRate finds the second with the most handshakes.
+// A handshakeRate holds the cloud's counters against its limit.
 type handshakeRate struct {
-	looks         []look
-	peak, refused int
+	t     *testing.T
+	limit int
+	looks []look
 }
 
+// A look was taken between two times.
 type look struct {
-	at    time.Time
-	count int
+	from, to          time.Time
+	accepted, refused int
 }
 
-func (h *handshakeRate) add(now time.Time, counts map[string]int) {
-	all := 0
-	for result, n := range counts {
-		all += n
-		if result != "accepted" {
-			h.refused = max(h.refused, n)
+// add takes the cloud's counters, and compares them with all earlier ones: in
+// so many seconds, whole and begun, so many can have been let in.
+func (h *handshakeRate) add(from, to time.Time, counts map[string]int) {
+	h.t.Helper()
+	now := look{from, to, counts["accepted"], counts["too_many"]}
+	for _, then := range h.looks {
+		seconds := 1 + int(now.to.Sub(then.from)/time.Second)
+		if n := now.accepted - then.accepted; n > seconds*h.limit {
+			h.t.Errorf("%d gateways were let in within %s: the limit is %d in a second", n, now.to.Sub(then.from), h.limit)
 		}
 	}
-	h.looks = append(h.looks, look{now, all})
-	for len(h.looks) > 1 && now.Sub(h.looks[1].at) >= time.Second {
-		h.looks = h.looks[1:]
+	h.looks = append(h.looks, now)
+}
+
+// peak returns the most that were let in between two looks of at most a second.
+func (h *handshakeRate) peak() (most int) {
+	for i, then := range h.looks {
+		for _, now := range h.looks[i:] {
+			if now.to.Sub(then.from) <= time.Second {
+				most = max(most, now.accepted-then.accepted)
+			}
+		}
 	}
-	h.peak = max(h.peak, all-h.looks[0].count)
+	return most
+}
+
+// refused returns how many were asked to come later.
+func (h *handshakeRate) refused() int {
+	return h.looks[len(h.looks)-1].refused - h.looks[0].refused
+}
+
+// bySecond returns how many were let in during each second, as far as the
+// looks can tell.
+func (h *handshakeRate) bySecond() (list []int) {
+	last := h.looks[0]
+	for _, l := range h.looks[1:] {
+		if l.to.Sub(last.to) >= time.Second {
+			list = append(list, l.accepted-last.accepted)
+			last = l
+		}
+	}
+	return append(list, h.looks[len(h.looks)-1].accepted-last.accepted)
 }
 
 // A memorySource is a buffer without a disk: one epoch, blocks of ten samples.

@@ -33,6 +33,7 @@ type failure struct {
 	err     error
 	code    int           // close code that the cloud is told; 0: the link is dead, nobody listens
 	floor   time.Duration // wait at least this long; the jitter comes on top
+	told    bool          // the floor is this gateway's turn, given by Retry-After
 	spread  time.Duration // and a random time below this, where many are sent away at once
 	address *url.URL      // dial this next, once (goaway)
 
@@ -133,12 +134,22 @@ func (s *schedule) wait(dialed *url.URL, up time.Duration, f *failure) time.Dura
 		floor = max(floor, takenLeast<<min(s.taken, maxTaken))
 		s.taken++
 	}
-	d := floor + fullJitter(s.base, s.cap, s.attempt, s.random)
+	d := floor + fullJitter(s.base, s.jitterCap(f, floor), s.attempt, s.random)
 	if f.spread > 0 {
 		d += time.Duration(s.random(int64(f.spread)))
 	}
 	s.attempt++
 	return d
+}
+
+// jitterCap bounds the random wait after a floor. Who was given a turn takes it,
+// a quarter of its wait late at most: the cloud knows what it can bear, and the
+// waits before, which may be up to a minute, were for when nobody said so.
+func (s *schedule) jitterCap(f *failure, floor time.Duration) time.Duration {
+	if f.told && floor > 0 {
+		return min(s.cap, max(s.base, floor/4))
+	}
+	return s.cap
 }
 
 // countRefused counts upgrades that something on the way refused, and returns

@@ -189,6 +189,7 @@ func (u *Uplink) refusal(to *url.URL, resp *http.Response) *failure {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBodyShown))
 	resp.Body.Close()
 	f := &failure{floor: retryAfter(resp.Header, time.Now())}
+	f.told = f.floor > 0
 	ours := strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json")
 	hint := ""
 	switch resp.StatusCode {

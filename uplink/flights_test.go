@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"math/rand/v2"
+	"net/url"
 	"testing"
 	"time"
 
@@ -139,6 +140,30 @@ func TestFullJitter_StaysWithinItsBounds(t *testing.T) {
 		got := fullJitter(c.base, c.cap, c.n, func(m int64) int64 { asked = m; return m - 1 })
 		if time.Duration(asked) != min(c.want, c.cap) || got != time.Duration(asked-1) {
 			t.Errorf("fullJitter(%v, %v, %d) draws below %v and returns %v, want below %v", c.base, c.cap, c.n, time.Duration(asked), got, c.want)
+		}
+	}
+}
+
+// TestSchedule_WhoIsGivenATurnTakesIt: a cloud that says when is not waited for
+// as one that says nothing.
+func TestSchedule_WhoIsGivenATurnTakesIt(t *testing.T) {
+	latest := func(m int64) int64 { return m - 1 }
+	for _, c := range []struct {
+		attempt int
+		f       failure
+		want    time.Duration // at most, and no less than a moment before
+	}{
+		{6, failure{floor: 4 * time.Second, told: true}, 5 * time.Second},
+		{6, failure{floor: 40 * time.Second, told: true}, 50 * time.Second},
+		{0, failure{floor: 40 * time.Second, told: true}, 41 * time.Second},
+		{6, failure{floor: 10 * time.Minute, told: true}, 11 * time.Minute}, // the greatest delay still bounds it
+		{6, failure{floor: 4 * time.Second}, 64 * time.Second},
+		{6, failure{}, time.Minute},
+		{6, failure{told: true}, time.Minute},
+	} {
+		s := &schedule{urls: []*url.URL{{}}, base: time.Second, cap: time.Minute, stableAfter: time.Minute, random: latest, attempt: c.attempt}
+		if got := s.wait(s.urls[0], 0, &c.f); got != c.want-1 {
+			t.Errorf("attempt %d after %+v: waits below %v, want %v", c.attempt, c.f, got+1, c.want)
 		}
 	}
 }
