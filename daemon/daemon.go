@@ -64,7 +64,7 @@ const (
 	brokerBackoff   = 30 * time.Second  // longest pause before that broker is tried again
 	fullPatience    = 10 * time.Second  // how long a full buffer keeps an MQTT 3.1.1 client waiting
 	shutdownTimeout = 5 * time.Second   // for HTTP requests under way
-	statusTimeout   = 10 * time.Second  // of one answer of the status API
+	answerTimeout   = 10 * time.Second  // of one answer, where its handler says nothing else
 	bodyTimeout     = 30 * time.Second  // of a request's body, where its handler says nothing else
 	idleTimeout     = 120 * time.Second // of a kept-alive HTTP connection
 )

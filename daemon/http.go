@@ -10,21 +10,23 @@ import (
 
 // handler routes what sensors send and what people and Prometheus read.
 //
-// Each request has a deadline for its body from the start, so that a refusal
-// that nobody sends the rest for does not hold its connection; the handlers
-// of samples set their own.
+// Each request has deadlines from the start, for its body and for its answer:
+// neither who does not send the rest nor who does not read may hold its
+// connection. The handlers of samples, which wait for the disk, set their own.
 func (d *Daemon) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/v1/samples", d.samples)
 	mux.Handle("/v1/samples/stream", d.samples)
-	mux.Handle("GET /v1/status", d.samples.ForStatus(timed(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, d.Status()) })))
-	mux.Handle("GET /metrics", d.samples.ForStatus(timed(promhttp.HandlerFor(d.metrics(), promhttp.HandlerOpts{}).ServeHTTP)))
-	mux.Handle("GET /healthz", timed(func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle("GET /v1/status", d.samples.ForStatus(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, d.Status()) })))
+	mux.Handle("GET /metrics", d.samples.ForStatus(promhttp.HandlerFor(d.metrics(), promhttp.HandlerOpts{})))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]string{"status": "alive"})
-	}))
-	mux.Handle("GET /readyz", timed(d.ready))
+	})
+	mux.HandleFunc("GET /readyz", d.ready)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+		control, now := http.NewResponseController(w), time.Now()
+		_ = control.SetReadDeadline(now.Add(bodyTimeout))
+		_ = control.SetWriteDeadline(now.Add(answerTimeout))
 		mux.ServeHTTP(w, r)
 	})
 }
@@ -38,15 +40,6 @@ func (d *Daemon) ready(w http.ResponseWriter, _ *http.Request) {
 		status = http.StatusServiceUnavailable
 	}
 	writeJSON(w, status, map[string]string{"buffer": b.State, "error": b.LastError})
-}
-
-// timed bounds how long a reader may take; the streams of sensors have
-// deadlines of their own.
-func timed(next http.HandlerFunc) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(statusTimeout))
-		next(w, r)
-	})
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

@@ -186,8 +186,14 @@ var mediaTypes = map[string]payload.Format{
 }
 
 // format reads Content-Type. Parameters such as a charset change nothing: all
-// of these are UTF-8 or binary by definition.
+// of these are UTF-8 or binary by definition. Nothing compressed is taken: the
+// limit of a body is that of its samples.
 func format(r *http.Request) (payload.Format, *problem) {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		p := newProblem(http.StatusUnsupportedMediaType, "encoding", "Compressed bodies are not read here", fmt.Sprintf("content encoding %.40q: send it as it is", coding))
+		p.accept = "identity"
+		return 0, p
+	}
 	given := r.Header.Get("Content-Type")
 	name, _, _ := strings.Cut(given, ";")
 	f, ok := mediaTypes[strings.ToLower(strings.TrimSpace(name))]

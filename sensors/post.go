@@ -83,6 +83,8 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 	if p := h.store(r, load); p != nil {
 		return p
 	}
+	// Who sends and sends, and never reads, must not hold the connection.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -18,7 +18,8 @@ type problem struct {
 
 	retryAfter time.Duration
 	allow      string
-	challenge  bool // ask for a key
+	accept     string // encodings of a body
+	challenge  bool   // ask for a key
 }
 
 // The types are names, not addresses: nothing is served under them.
@@ -30,7 +31,9 @@ func newProblem(status int, kind, title, detail string) *problem {
 // the server before it can go on with the next request: a peer that does not
 // send it must not hold the connection for longer than lingerTime.
 func (p *problem) write(w http.ResponseWriter, r *http.Request) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lingerTime)) // the server sets its own for the next request
+	control, now := http.NewResponseController(w), time.Now()
+	_ = control.SetReadDeadline(now.Add(lingerTime)) // the server sets its own for the next request
+	_ = control.SetWriteDeadline(now.Add(writeTimeout))
 	p.Instance = r.URL.Path
 	body, err := json.Marshal(p)
 	if err != nil {
@@ -45,6 +48,9 @@ func (p *problem) write(w http.ResponseWriter, r *http.Request) {
 	}
 	if p.allow != "" {
 		h.Set("Allow", p.allow)
+	}
+	if p.accept != "" {
+		h.Set("Accept-Encoding", p.accept)
 	}
 	if p.challenge {
 		h.Add("WWW-Authenticate", `Basic realm="touchline", charset="UTF-8"`)
