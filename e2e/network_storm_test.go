@@ -196,7 +196,7 @@ func (f *fleet) gather(what string, begin time.Time, before map[string]int) {
 	}
 	slices.Sort(back)
 	longest := back[len(back)-1]
-	f.t.Logf("MEASURED storm, %s: %d gateways; back after %.1f s (half), %.1f s (99 of 100), %.1f s (all), all stored after %.1f s; limit %d handshakes/s, the cloud let in at most %d in a second, asked %d to come later; let in by second: %d",
+	f.t.Logf("MEASURED storm, %s: %d gateways; back after %.1f s (half), %.1f s (99 of 100), %.1f s (all), all stored after %.1f s; limit %d handshakes/s, the cloud let in at most %d in a second, asked %d to come later; let in: %q",
 		what, len(back), back[len(back)/2].Seconds(), back[len(back)*99/100].Seconds(), longest.Seconds(), stored.Seconds(), f.limit, rate.peak(), rate.refused(), rate.bySecond())
 	if longest > 90*time.Second {
 		f.t.Errorf("%s: one gateway was away for %s", what, longest.Round(time.Second))
@@ -265,17 +265,17 @@ func (h *handshakeRate) refused() int {
 	return h.looks[len(h.looks)-1].refused - h.looks[0].refused
 }
 
-// bySecond returns how many were let in during each second, as far as the
-// looks can tell.
-func (h *handshakeRate) bySecond() (list []int) {
+// bySecond returns how many were let in from each look to the first one that is
+// a second later.
+func (h *handshakeRate) bySecond() (list []string) {
 	last := h.looks[0]
-	for _, l := range h.looks[1:] {
-		if l.to.Sub(last.to) >= time.Second {
-			list = append(list, l.accepted-last.accepted)
+	for i, l := range h.looks {
+		if gone := l.to.Sub(last.to); gone >= time.Second || i == len(h.looks)-1 {
+			list = append(list, fmt.Sprintf("%d in %.1f s", l.accepted-last.accepted, gone.Seconds()))
 			last = l
 		}
 	}
-	return append(list, h.looks[len(h.looks)-1].accepted-last.accepted)
+	return list
 }
 
 // A memorySource is a buffer without a disk: one epoch, blocks of ten samples.
