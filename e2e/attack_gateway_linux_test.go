@@ -15,6 +15,7 @@ import (
 // venue's network can do to the gateway's listeners: slowly, hugely, and with
 // the wrong words; as a stranger, and with the key of another sensor.
 func TestAttack_TheGatewayFromOutside(t *testing.T) {
+	t.Parallel() // it waits for limits
 	f := newFort(t)
 	attacks := httpAttacks(f)
 	attacks = append(attacks, streamAttacks(f)...)

@@ -37,20 +37,11 @@ func newFort(t *testing.T) *fort {
 	editFile(t, f.gatewayConfig, "[sensors.mqtt]\n", fmt.Sprintf("[sensors.mqtt]\ntls_listen = \"127.0.0.1:%d\"\n", f.mqttTLS))
 	editFile(t, f.gatewayConfig, "[sensors.http]\n", fmt.Sprintf("[sensors.http]\ntls_listen = \"127.0.0.1:%d\"\n", f.httpTLS))
 	f.touchline("sensor", "ca", "127.0.0.1")
-	f.key, f.stolen = f.touchline("sensor", "add", "belt-17"), f.touchline("sensor", "add", "belt-18")
+	f.key = strings.TrimSpace(f.touchline("sensor", "add", "belt-17"))
+	f.stolen = strings.TrimSpace(f.touchline("sensor", "add", "belt-18"))
 	f.startCloud()
 	f.startGateway()
 	return f
-}
-
-// touchline runs a command of the gateway, which must succeed.
-func (f *fort) touchline(args ...string) string {
-	f.t.Helper()
-	out, stderr, status := run(f.t, "touchline", append(args, "--config", f.gatewayConfig)...)
-	if status != 0 {
-		f.t.Fatalf("touchline %s: %d %s", strings.Join(args, " "), status, stderr)
-	}
-	return strings.TrimSpace(out)
 }
 
 // serve sends samples as belt-17 over HTTP and MQTT until the returned
