@@ -66,7 +66,7 @@ func (s *site) clone() *site {
 // the cloud and the boxes say what is wrong, and what both had, and each took
 // since, is stored once.
 func TestClone_IsNoticedNamedAndLosesNothing(t *testing.T) {
-	t.Parallel() // it waits for turns
+	t.Parallel()       // it waits for turns
 	const share = 1000 // samples of one deposit
 	s := newSite(t, "")
 	s.startCloud()
