@@ -39,6 +39,7 @@ func TestAttack_ConnectionsInARowLeaveNothingBehind(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		flood(t, target.port, 1000, target.login) // pools, of readers of the store for one, have their size after these
 		before := f.footprint(target.of, target.metrics)
 		stop := f.serve()
 		began := time.Now()
@@ -49,6 +50,11 @@ func TestAttack_ConnectionsInARowLeaveNothingBehind(t *testing.T) {
 			t.Errorf("%s: %d logins were answered, belt-17 was served %d times", target.name, answered, served)
 		}
 		var now footprint
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("%s: %s before, %s at last", target.name, before, now)
+			}
+		})
 		waitFor(t, "descriptors and goroutines of "+target.name+" to be where they were", func() bool {
 			now = f.footprint(target.of, target.metrics)
 			// A few come and go: a connection that is being served, a timer.

@@ -314,7 +314,7 @@ func summary(said []byte) string {
 		return "nothing: closed"
 	case said[0] == 0x20 && len(said) == 4:
 		return fmt.Sprintf("CONNACK 0x%02x, closed", said[3])
-	case said[0] == 0x88 || said[0] == 0x81:
+	case said[0] == 0x88 || said[0] == 0x89 || said[0] == 0x81: // a close frame, a ping, an answer
 		return "closed with " + closeCode(said)
 	case !bytes.HasPrefix(said, []byte("HTTP/1.")):
 		return fmt.Sprintf("% x", said[:min(len(said), 16)])

@@ -190,8 +190,8 @@ func TestSecrets_AreNowhere(t *testing.T) {
 		return secret
 	}
 	sensorKey := key("sensor's key", gateway("", true, "sensor", "add", "belt-17"))
-	renewed := key("renewed key", gateway("", true, "sensor", "add", "belt-18"))
-	renewed = key("second renewed key", gateway("", true, "sensor", "renew", "belt-18"))
+	key("key that was renewed", gateway("", true, "sensor", "add", "belt-18"))
+	renewed := key("renewed key", gateway("", true, "sensor", "renew", "belt-18"))
 	code := key("claim code", cloud(true, "gateway", "claim", "--venue", "north", "--gateway", "venue-1"))
 	key("claim code without dashes", strings.ReplaceAll(code, "-", ""))
 	unused := key("unused claim code", cloud(true, "gateway", "claim", "--venue", "north"))
