@@ -231,6 +231,45 @@ var clockTests = map[string]func(*fixture){
 		f.selects(cloud.Query{}, sorted(after...))
 	},
 
+	// Nor does one that is being committed while a query begins.
+	"Clock_NoQueryFailsForACorrection": func(f *fixture) {
+		f.addGateways("north")
+		const blocks, size, times = 20, 10, 100
+		epoch := touchline.NewEpoch()
+		var all batch
+		for i := range blocks {
+			d := NewDelivery(f, "north", epoch, uint64(1+i*2*size), Stamped(int64(i)*size*1e9, int64(i)*size*1e9, 1e9, size))
+			all = append(all, Clocked(f, d, unset))
+		}
+		f.record(all)
+		corrected := make(chan error, 1)
+		go func() {
+			c := right
+			for range times {
+				c.Offset += 1000e9
+				if err := f.store.Clock(f.Context(), "north", c); err != nil {
+					corrected <- err
+					return
+				}
+			}
+			corrected <- nil
+		}()
+		for queries := 0; ; queries++ {
+			if got := f.query(cloud.Query{}); len(got) != 2*blocks*size {
+				f.Fatalf("query %d found %d samples of %d", queries, len(got), 2*blocks*size)
+			}
+			select {
+			case err := <-corrected:
+				if err != nil {
+					f.Errorf("Clock: %v", err)
+				}
+				f.Logf("%d queries while %d corrections were recorded", queries, times)
+				return
+			default:
+			}
+		}
+	},
+
 	"Clock_RandomOrdersOfBlocksAndClocks": func(f *fixture) {
 		seed := rand.Uint64()
 		f.Logf("seed %d", seed)

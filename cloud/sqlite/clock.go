@@ -177,7 +177,9 @@ func (s *Store) move(ctx context.Context, tx *sql.Tx, b boot, clock touchline.Cl
 	if _, err := tx.Exec(`UPDATE meta SET value = ? WHERE key = 'corrections'`, version); err != nil {
 		return fmt.Errorf("count corrections: %w", err)
 	}
-	return s.sweep(tx, version)
+	// What this correction retires is swept with the next one: until this
+	// transaction is committed, queries begin that want it.
+	return s.sweep(tx, version-1)
 }
 
 // corrections returns the version of block_time.
@@ -229,8 +231,9 @@ func replace(tx *sql.Tx, d *doubt, was, is cloud.Correction, version int64) erro
 	return p.insert(tx)
 }
 
-// sweep deletes the rows that no query of this process can want any more. One
-// of another process that does finds out (see reading.swept).
+// sweep deletes the rows, out of force by a version that is committed, that no
+// query of this process can want any more. One of another process that does
+// finds out (see reading.swept).
 func (s *Store) sweep(tx *sql.Tx, version int64) error {
 	s.snapshots.mu.Lock()
 	for _, v := range s.snapshots.of {
