@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -84,31 +85,51 @@ func (e *remains) cut(p cutAt, random *rand.Rand) error {
 // mount lets the host's kernel recover the file systems, and returns what
 // undoes it.
 func (e *remains) mount() (unmount func() error, err error) {
-	var mounted []string
+	var undo []func() error
 	unmount = func() (err error) {
-		for _, dir := range mounted {
-			err = errors.Join(err, unmountWhenIdle(dir))
+		for _, one := range undo {
+			err = errors.Join(err, one())
 		}
 		return err
 	}
 	for i, image := range e.images {
-		mount := func() ([]byte, error) {
-			return exec.Command("mount", "-t", "ext4", "-o", "loop", image, e.mounts[i]).CombinedOutput()
-		}
-		out, err := mount()
+		out, device, err := mountImage(image, e.mounts[i])
 		if err != nil {
 			// A superblock is two sectors, and may be torn between them. A
 			// machine repairs that from its copy when it boots.
 			fixed, _ := exec.Command("e2fsck", "-fy", image).CombinedOutput() // its status says what it found
 			e.t.Logf("a file system did not mount and was repaired: %s%s", out, fixed)
-			out, err = mount()
+			out, device, err = mountImage(image, e.mounts[i])
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("mount what is left: %w: %s", err, out), unmount())
 		}
-		mounted = append(mounted, e.mounts[i])
+		undo = append(undo, func() error { return errors.Join(unmountWhenIdle(e.mounts[i]), detach(device)) })
 	}
 	return unmount, nil
+}
+
+// mountImage mounts an image by a loop device that was not used for it before.
+// `mount -o loop` takes the one that the image has already, and while somebody
+// else looks through all loop devices that is the one of the last mount: with
+// what it remembers of the image as it was then.
+func mountImage(image, dir string) (out []byte, device string, err error) {
+	if out, err = exec.Command("losetup", "--find", "--show", image).Output(); err != nil {
+		return out, "", fmt.Errorf("losetup: %w", err)
+	}
+	device = strings.TrimSpace(string(out))
+	if out, err = exec.Command("mount", "-t", "ext4", device, dir).CombinedOutput(); err != nil {
+		return out, "", errors.Join(err, detach(device))
+	}
+	return nil, device, nil
+}
+
+// detach lets go of a loop device: at once, or when nobody looks at it.
+func detach(device string) error {
+	if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
+		return fmt.Errorf("losetup --detach %s: %w: %s", device, err, out)
+	}
+	return nil
 }
 
 // unmountWhenIdle unmounts. A process that another examiner has just forked has
