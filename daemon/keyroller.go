@@ -173,13 +173,13 @@ func (r *roller) roll(ctx context.Context) (done KeyRolled, err error) {
 		return done, err
 	}
 	r.note(err)
+	r.look() // before it counts: who sees the count sees the key
 	if err == nil {
 		r.log.Info("the gateway has a new key", "key", credential.Thumbprint(done.Key[:]), "old", credential.Thumbprint(done.Old[:]), "old_ends", done.OldEnds)
 		r.mu.Lock()
 		r.status.Rolled++
 		r.mu.Unlock()
 	}
-	r.look()
 	return done, err
 }
 
