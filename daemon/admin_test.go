@@ -213,3 +213,19 @@ func TestPeer_OwnUserAndRootOnly(t *testing.T) {
 		t.Error("a TCP connection has a user")
 	}
 }
+
+// TestKeys_OfARunningGateway: a key that was made after the start is shown too.
+func TestKeys_OfARunningGateway(t *testing.T) {
+	c := settings(t, nil)
+	run(t, c)
+	f := openFolder(t, c)
+	if keys, err := f.Keys(t.Context()); err != nil || keys.Thumbprint != "" {
+		t.Errorf("before there is a key: %+v, %v", keys, err)
+	}
+	if _, err := f.Key(); err != nil { // makes it
+		t.Fatal(err)
+	}
+	if keys, err := f.Keys(t.Context()); err != nil || keys.Thumbprint == "" || keys.Since.IsZero() {
+		t.Errorf("after: %+v, %v", keys, err)
+	}
+}

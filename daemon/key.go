@@ -217,13 +217,21 @@ func readKeys(dir string, now time.Time) (s KeyStatus, err error) {
 	return s, errors.Join(errs...)
 }
 
-// Keys says which keys this gateway has.
+// Keys says which keys this gateway has. The files tell, also of a key that was
+// made a moment ago; the running gateway, when the next one is due and what
+// went wrong.
 func (f *Folder) Keys(ctx context.Context) (KeyStatus, error) {
-	if f.Running() {
-		s, err := f.Status(ctx)
-		return s.Key, err
+	keys, err := readKeys(f.config.Gateway.Data, time.Time{})
+	if err != nil || !f.Running() {
+		return keys, err
 	}
-	return readKeys(f.config.Gateway.Data, time.Time{})
+	status, err := f.Status(ctx)
+	if said := status.Key; said.Thumbprint == keys.Thumbprint {
+		said.Next, said.Old = keys.Next, keys.Old
+		return said, err
+	}
+	keys.LastError, keys.NextTry = status.Key.LastError, status.Key.NextTry
+	return keys, err
 }
 
 // RollKey gives this gateway a new key, which the cloud registers. Where that
