@@ -147,7 +147,7 @@ func (w *walked) add(c cut, err error) {
 
 // Invariants 1 to 7 of the design hold wherever the power is cut.
 func TestPowerCut_LosesNothing(t *testing.T) {
-	rounds, w := 1, workload{openings: 5, steps: 75}
+	rounds, w := 1, workload{openings: 5, steps: 100}
 	if long() {
 		rounds = 20
 	}
