@@ -62,6 +62,11 @@ type LimitsConfig struct {
 	MessagesPerSecond     int             `toml:"messages_per_second"`
 	BytesPerSecond        config.Size     `toml:"bytes_per_second"`
 	LoginTimeout          config.Duration `toml:"login_timeout"`
+	ReceiveTimeout        config.Duration `toml:"receive_timeout"`
+	WriteTimeout          config.Duration `toml:"write_timeout"`
+	IdleTimeout           config.Duration `toml:"idle_timeout"`
+	Subscribers           int             `toml:"subscribers"`
+	SubscriberQueue       int             `toml:"subscriber_queue"`
 }
 
 // TLSConfig is the table [sensors.tls].
@@ -217,6 +222,7 @@ func (c *SensorsConfig) check(report func(key, problem string)) {
 		report("sensors.tls.cert_file", "and key_file go together: name both, or none of them for what `touchline sensor ca` made")
 	}
 	c.Limits.check(report)
+	c.checkPace(report)
 	c.checkListen("sensors.mqtt.listen", c.MQTT.Listen, report)
 	c.checkListen("sensors.mqtt.tls_listen", c.MQTT.TLSListen, report)
 	c.checkListen("sensors.http.listen", c.HTTP.Listen, report)
@@ -238,6 +244,7 @@ func (c *LimitsConfig) check(report func(key, problem string)) {
 	}{
 		{"connections_per_address", c.ConnectionsPerAddress, 100_000}, {"handshakes_per_second", c.HandshakesPerSecond, 1_000_000},
 		{"connections_per_sensor", c.ConnectionsPerSensor, 100_000}, {"messages_per_second", c.MessagesPerSecond, 1_000_000_000},
+		{"subscribers", c.Subscribers, 10_000}, {"subscriber_queue", c.SubscriberQueue, 10_000},
 	} {
 		if l.value < 1 || l.value > l.most {
 			report("sensors.limits."+l.key, fmt.Sprintf("%d is out of bounds: want 1 to %d", l.value, l.most))
@@ -246,8 +253,37 @@ func (c *LimitsConfig) check(report func(key, problem string)) {
 	if c.BytesPerSecond < 1<<10 || c.BytesPerSecond > 1<<40 {
 		report("sensors.limits.bytes_per_second", fmt.Sprintf("%s is out of bounds: want 1KiB to 1TiB", c.BytesPerSecond))
 	}
-	if c.LoginTimeout < 100e6 || c.LoginTimeout > 60e9 {
-		report("sensors.limits.login_timeout", fmt.Sprintf("%s is out of bounds: want 100ms to 1m", c.LoginTimeout))
+	for _, l := range []struct {
+		key   string
+		value config.Duration
+		most  config.Duration
+	}{
+		{"login_timeout", c.LoginTimeout, 60e9}, {"receive_timeout", c.ReceiveTimeout, 600e9},
+		{"write_timeout", c.WriteTimeout, 300e9}, {"idle_timeout", c.IdleTimeout, 3600e9},
+	} {
+		if l.value < 100e6 || l.value > l.most {
+			report("sensors.limits."+l.key, fmt.Sprintf("%s is out of bounds: want 100ms to %s", l.value, l.most))
+		}
+	}
+	const copyBytes, most = 17 << 10, 1 << 30 // 16 KiB of packet, and what the broker adds
+	if held := int64(c.Subscribers) * int64(c.SubscriberQueue) * copyBytes; held > most && c.Subscribers <= 10_000 && c.SubscriberQueue <= 10_000 {
+		report("sensors.limits.subscriber_queue", fmt.Sprintf("%d copies of up to 17KiB for each of %d subscribers are %dMiB: want at most 1024MiB",
+			c.SubscriberQueue, c.Subscribers, held>>20))
+	}
+}
+
+// checkPace finds what bytes_per_second would never let arrive in time: a
+// payload or a body goes on for receive_timeout at the most.
+func (c *SensorsConfig) checkPace(report func(key, problem string)) {
+	most := float64(c.Limits.BytesPerSecond) * float64(c.Limits.ReceiveTimeout) / 1e9
+	for _, l := range []struct {
+		key   string
+		value config.Size
+	}{{"sensors.max_payload", c.MaxPayload}, {"sensors.http.max_body", c.HTTP.MaxBody}} {
+		if float64(l.value) > most {
+			report(l.key, fmt.Sprintf("%s can't arrive within sensors.limits.receive_timeout (%s) at sensors.limits.bytes_per_second (%s): raise one of these, or lower this to %s",
+				l.value, c.Limits.ReceiveTimeout, c.Limits.BytesPerSecond, config.Size(most)))
+		}
 	}
 }
 

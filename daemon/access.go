@@ -37,6 +37,7 @@ func openAccess(c touchline.Config, logger *slog.Logger) (*sensors.Access, error
 		Limits: sensors.Limits{
 			PerAddress: s.Limits.ConnectionsPerAddress, Handshakes: s.Limits.HandshakesPerSecond,
 			Messages: s.Limits.MessagesPerSecond, Bytes: int(s.Limits.BytesPerSecond), Login: time.Duration(s.Limits.LoginTimeout),
+			Receive: time.Duration(s.Limits.ReceiveTimeout), Write: time.Duration(s.Limits.WriteTimeout),
 		},
 	}, logger)
 }

@@ -98,8 +98,8 @@ func (a *admin) run(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           a.guard(mux),
 		ReadHeaderTimeout: 5 * time.Second,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    64 << 10, // keys to trust are in it
+		IdleTimeout:       2 * time.Minute, // of this machine's own commands
+		MaxHeaderBytes:    64 << 10,        // keys to trust are in it
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, peerOf(c))

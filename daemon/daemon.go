@@ -53,20 +53,18 @@ type Daemon struct {
 	rate     rate
 }
 
-// Limits that are no settings.
+// Limits that are no settings: windows that hold more than one sync of the disk
+// takes, and waits that end no peer's work.
 const (
-	maxSensors      = 10_000            // remembered for status, some 200 bytes each
-	mqttWindow      = 1024              // messages of one connection under way to the disk
-	streamWindow    = 1024              // messages of one WebSocket under way to the disk
-	maxRequests     = 256               // POSTs at a time
-	pingInterval    = 20 * time.Second  // of WebSockets; a silent one is gone after two
-	brokerWindow    = 1024              // messages of the site's broker under way to the disk
-	brokerBackoff   = 30 * time.Second  // longest pause before that broker is tried again
-	fullPatience    = 10 * time.Second  // how long a full buffer keeps an MQTT 3.1.1 client waiting
-	shutdownTimeout = 5 * time.Second   // for HTTP requests under way
-	answerTimeout   = 10 * time.Second  // of one answer, where its handler says nothing else
-	bodyTimeout     = 30 * time.Second  // of a request's body, where its handler says nothing else
-	idleTimeout     = 120 * time.Second // of a kept-alive HTTP connection
+	maxSensors      = 10_000           // remembered for status, some 200 bytes each
+	mqttWindow      = 1024             // messages of one connection under way to the disk
+	streamWindow    = 1024             // messages of one WebSocket under way to the disk
+	maxRequests     = 256              // POSTs at a time
+	pingInterval    = 20 * time.Second // of WebSockets; a silent one is gone after two
+	brokerWindow    = 1024             // messages of the site's broker under way to the disk
+	brokerBackoff   = 30 * time.Second // longest pause before that broker is tried again
+	fullPatience    = 10 * time.Second // how long a full buffer keeps an MQTT 3.1.1 client waiting
+	shutdownTimeout = 5 * time.Second  // for HTTP requests under way
 )
 
 // Open acquires folder, buffer and listeners. It starts nothing. On an error
@@ -148,7 +146,7 @@ func (d *Daemon) openListeners(logger *slog.Logger) (err error) {
 	if s.MQTT.Listen != "" || s.MQTT.TLSListen != "" {
 		d.mqtt, err = sensors.ListenMQTT(sensors.MQTTOptions{
 			Address: s.MQTT.Listen, TLSAddress: s.MQTT.TLSListen, TLS: secure, PayloadBytes: int(s.MaxPayload), MaxConnections: s.MaxConnections,
-			Window: mqttWindow, Patience: fullPatience,
+			Window: mqttWindow, Patience: fullPatience, Subscribers: s.Limits.Subscribers, SubscriberQueue: s.Limits.SubscriberQueue,
 		}, d.intake, logger)
 		if err != nil {
 			var op *net.OpError
@@ -418,7 +416,7 @@ func (d *Daemon) serveHTTP(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           d.handler(),
 		ReadHeaderTimeout: time.Duration(d.config.Sensors.Limits.LoginTimeout), // TLS included
-		IdleTimeout:       idleTimeout,
+		IdleTimeout:       time.Duration(d.config.Sensors.Limits.IdleTimeout),
 		MaxHeaderBytes:    int(d.config.Sensors.HTTP.MaxHeader),
 		ConnContext:       d.access.ConnContext,
 		ErrorLog:          slog.NewLogLogger(d.logger.Handler(), slog.LevelDebug),

@@ -23,10 +23,11 @@ func (d *Daemon) handler() http.Handler {
 		writeJSON(w, http.StatusOK, map[string]string{"status": "alive"})
 	})
 	mux.HandleFunc("GET /readyz", d.ready)
+	limits := &d.config.Sensors.Limits
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		control, now := http.NewResponseController(w), time.Now()
-		_ = control.SetReadDeadline(now.Add(bodyTimeout))
-		_ = control.SetWriteDeadline(now.Add(answerTimeout))
+		_ = control.SetReadDeadline(now.Add(time.Duration(limits.ReceiveTimeout)))
+		_ = control.SetWriteDeadline(now.Add(time.Duration(limits.WriteTimeout)))
 		mux.ServeHTTP(w, r)
 	})
 }

@@ -57,7 +57,7 @@ func NewAccess(opts AccessOptions, logger *slog.Logger) (*Access, error) {
 	case opts.PerSensor < 1:
 		return nil, fmt.Errorf("access: connections of a sensor are %d: at least 1 is needed", opts.PerSensor)
 	}
-	if l := opts.Limits; l.PerAddress < 1 || l.Handshakes < 1 || l.Messages < 1 || l.Bytes < 1 || l.Login <= 0 {
+	if l := opts.Limits; l.PerAddress < 1 || l.Handshakes < 1 || l.Messages < 1 || l.Bytes < 1 || min(l.Login, l.Receive, l.Write) <= 0 {
 		return nil, fmt.Errorf("access: limits are %+v: at least 1 of each is needed", l)
 	}
 	return &Access{

@@ -17,6 +17,8 @@ type Limits struct {
 	Messages   int           // of a connection in a second; faster ones are slowed down
 	Bytes      int           // the same
 	Login      time.Duration // from accept to the end of CONNECT or of a request's header
+	Receive    time.Duration // for a packet that has begun, or the body of a request, to arrive whole
+	Write      time.Duration // for a peer to take one write; then its connection is closed
 }
 
 // maxPeers bounds the addresses that are remembered, at some 100 bytes each.

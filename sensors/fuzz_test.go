@@ -102,7 +102,7 @@ func FuzzMQTTConnection(f *testing.F) {
 	store := newStore(f)
 	store.discard = true
 	listener, path := listenUnix(f)
-	m, err := ListenMQTT(MQTTOptions{Address: "127.0.0.1:0", PayloadBytes: 64 << 10, MaxConnections: 1000, Window: 1024, Patience: 10 * time.Second},
+	m, err := ListenMQTT(MQTTOptions{Address: "127.0.0.1:0", PayloadBytes: 64 << 10, MaxConnections: 1000, Window: 1024, Patience: 10 * time.Second, Subscribers: 64, SubscriberQueue: 64},
 		newTestIntake(f, store), slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.Fatal(err)

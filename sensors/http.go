@@ -53,11 +53,13 @@ func (o *HTTPOptions) validate() error {
 
 // Limits that are no settings.
 const (
-	bodyTimeout   = 30 * time.Second // for a body to arrive
-	smallBody     = 16 << 10         // bodies up to here need no place among the large ones
-	maxLargeBody  = 8                // at a time: their samples take 2 to 6 bytes a byte, so 8 of 1 MiB are 48 MiB
-	largeBodyWait = 5 * time.Second  // for such a place
-	retryFailed   = time.Second      // Retry-After where a commit failed
+	// Bodies up to smallBody need no place among the large ones, of which there
+	// are as many at a time as largeBodies hold, but at least one: their samples
+	// take 2 to 6 bytes a byte, so 8 of 1 MiB are 48 MiB, and one of 16 MiB is 96.
+	smallBody     = 16 << 10
+	largeBodies   = 8 << 20
+	largeBodyWait = 5 * time.Second // for such a place
+	retryFailed   = time.Second     // Retry-After where a commit failed
 )
 
 // HTTP takes samples by POST /v1/samples and by WebSocket at
@@ -96,12 +98,12 @@ func NewHTTP(opts HTTPOptions, intake *Intake, logger *slog.Logger) (*HTTP, erro
 	h := &HTTP{
 		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
 		origins: http.NewCrossOriginProtection(),
-		posts:   make(chan struct{}, opts.MaxRequests), large: make(chan struct{}, maxLargeBody),
+		posts:   make(chan struct{}, opts.MaxRequests), large: make(chan struct{}, max(1, largeBodies/opts.BodyBytes)),
 		streams: make(map[*stream]struct{}),
 	}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.upgrader = websocket.Upgrader{
-		HandshakeTimeout: writeTimeout,
+		HandshakeTimeout: h.limits().Write,
 		ReadBufferSize:   1 << 10, // with a pool for writing, an idle stream costs some 6 KB
 		WriteBufferSize:  1 << 10,
 		WriteBufferPool:  &sync.Pool{},
@@ -112,7 +114,7 @@ func NewHTTP(opts HTTPOptions, intake *Intake, logger *slog.Logger) (*HTTP, erro
 			if status == http.StatusMethodNotAllowed {
 				p.allow = http.MethodGet
 			}
-			p.write(w, r)
+			p.write(w, r, h.limits().Write)
 		},
 	}
 	return h, nil
@@ -135,9 +137,11 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p = newProblem(http.StatusNotFound, "not-found", "No such path", "samples are taken by POST "+SamplesPath+" and by WebSocket at "+StreamPath)
 	}
 	if p != nil {
-		p.write(w, r)
+		p.write(w, r, h.limits().Write)
 	}
 }
+
+func (h *HTTP) limits() Limits { return h.intake.access.opts.Limits }
 
 func notAllowed(r *http.Request, allow string) *problem {
 	p := newProblem(http.StatusMethodNotAllowed, "method", "Method not allowed", fmt.Sprintf("%.20s is not allowed here: use %s", r.Method, allow))

@@ -100,7 +100,7 @@ func (h *HTTP) ForStatus(next http.Handler) http.Handler {
 				p = h.refuse(r, &refusal{text: "this key does not allow to read the status (status = true in [[sensors.acl]] does)"})
 			}
 			if p != nil {
-				p.write(w, r)
+				p.write(w, r, h.limits().Write)
 				return
 			}
 		}

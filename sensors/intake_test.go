@@ -144,7 +144,7 @@ func TestLimitedLog_LeavesOutAndSaysSo(t *testing.T) {
 
 func TestMQTT_WithoutConnectTheConnectionEnds(t *testing.T) {
 	in := newTestIntake(t, newStore(t))
-	m, err := ListenMQTT(MQTTOptions{Address: "127.0.0.1:0", PayloadBytes: 1, MaxConnections: 1, Window: 1, Patience: 1}, in, slog.New(slog.DiscardHandler))
+	m, err := ListenMQTT(MQTTOptions{Address: "127.0.0.1:0", PayloadBytes: 1, MaxConnections: 1, Window: 1, Patience: 1, Subscribers: 64, SubscriberQueue: 64}, in, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestMQTT_WithoutConnectTheConnectionEnds(t *testing.T) {
 
 func TestMQTT_WaitForTheStoreIsNotTheSensorsSilence(t *testing.T) {
 	store := newStore(t)
-	m, err := ListenMQTT(MQTTOptions{Address: "127.0.0.1:0", PayloadBytes: 100, MaxConnections: 1, Window: 9, Patience: time.Hour},
+	m, err := ListenMQTT(MQTTOptions{Address: "127.0.0.1:0", PayloadBytes: 100, MaxConnections: 1, Window: 9, Patience: time.Hour, Subscribers: 64, SubscriberQueue: 64},
 		newTestIntake(t, store), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

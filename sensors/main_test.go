@@ -213,7 +213,7 @@ func (s *memStore) awaitQueued(t testing.TB, samples int) {
 var errCommit = errors.New("disk I/O error")
 
 // testLimits are above what a test does.
-var testLimits = Limits{PerAddress: 10_000, Handshakes: 100_000, Messages: 10_000_000, Bytes: 10 << 30, Login: patience}
+var testLimits = Limits{PerAddress: 10_000, Handshakes: 100_000, Messages: 10_000_000, Bytes: 10 << 30, Login: patience, Receive: patience, Write: patience}
 
 // openAccess lets in anybody.
 func openAccess(t testing.TB) *Access {
@@ -278,7 +278,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 func startMQTT(t testing.TB, in *Intake, change func(*MQTTOptions), logger *slog.Logger) *MQTT {
 	t.Helper()
 	opts := MQTTOptions{
-		Address: "127.0.0.1:0", PayloadBytes: 64 << 10, MaxConnections: 1000, Window: 1024, Patience: 10 * time.Second,
+		Address: "127.0.0.1:0", PayloadBytes: 64 << 10, MaxConnections: 1000, Window: 1024, Patience: 10 * time.Second, Subscribers: 64, SubscriberQueue: 64,
 	}
 	if change != nil {
 		change(&opts)

@@ -25,9 +25,18 @@ type MQTTOptions struct {
 	MaxConnections int           // open at a time; as many sessions may be waiting for their client
 	Window         int           // messages of one connection that are not yet acknowledged, 1 to 65,535
 	Patience       time.Duration // how long a full store is waited for before a sensor's connection is closed
+
+	// What slow subscribers hold: a copy is at most 16 KiB of packet (a pack of
+	// some 250 samples) and 1 KiB of mochi's own, so 64 sessions with 64 copies
+	// each hold at most 68 MiB. A session keeps the queue of its last
+	// connection. More copies are dropped, and so are larger ones; more
+	// subscribers are refused, unless one that is away can be forgotten.
+	Subscribers     int // sessions with subscriptions
+	SubscriberQueue int // copies that wait for one of them
 }
 
-// Limits that are no settings.
+// Limits that are no settings: what no sensor needs more of, and what the
+// arithmetic of memory hangs on.
 const (
 	// A PUBLISH is its payload, a topic of at most 267 bytes, and MQTT 5
 	// properties, for which 4 KiB is plenty.
@@ -37,15 +46,7 @@ const (
 	// 4 KiB hold 30 of 130 bytes.
 	readBufferBytes = 4 << 10
 
-	// What slow subscribers hold: the queue is counted in messages, and a
-	// session keeps the one of its last connection. A copy is at most 16 KiB
-	// of packet (a pack of some 250 samples) and 1 KiB of mochi's own, so 64
-	// sessions with 64 copies each hold at most 68 MiB. More copies are
-	// dropped, and so are larger ones; more subscribers are refused, unless one
-	// that is away can be forgotten.
-	subscriberQueue = 64
-	maxSubscribers  = 64
-	maxLiveBytes    = 16 << 10
+	maxLiveBytes = 16 << 10 // of a copy for a subscriber, see MQTTOptions
 
 	// What large packets hold: mochi makes room for a whole packet, and later
 	// for a copy of it, once it knows the length. So one of more than 8 KiB
@@ -66,14 +67,12 @@ const (
 	maxClientIDBytes  = 256
 	maxAliases        = 16 // MQTT 5 topic aliases of one connection, 267 bytes each
 	maxRetained       = 1024
-	maxRetainedBytes  = 4 << 10          // of one retained payload, so all of them stay below 4 MiB
-	sessionExpiry     = time.Hour        // of a session whose client is away
-	maxKeepalive      = 5 * time.Minute  // that an MQTT 5 client is told to use instead of a longer one or none
-	packetTimeout     = 30 * time.Second // for a packet to arrive whole, and for a place before that
-	writeTimeout      = 10 * time.Second // of one write; then the connection is closed
-	maxInflightBytes  = 1 << 20          // payload and samples of one connection, not yet acknowledged
-	takeoverPatience  = 5 * time.Second  // how long the older connection of a client id may take to end
-	handshakeHeadroom = 64               // connections that have not sent CONNECT yet, beyond MaxConnections
+	maxRetainedBytes  = 4 << 10         // of one retained payload, so all of them stay below 4 MiB
+	sessionExpiry     = time.Hour       // of a session whose client is away
+	maxKeepalive      = 5 * time.Minute // that an MQTT 5 client is told to use instead of a longer one or none
+	maxInflightBytes  = 1 << 20         // payload and samples of one connection, not yet acknowledged
+	takeoverPatience  = 5 * time.Second // how long the older connection of a client id may take to end
+	handshakeHeadroom = 64              // connections that have not sent CONNECT yet, beyond MaxConnections
 )
 
 func (o *MQTTOptions) validate() error {
@@ -95,6 +94,9 @@ func (o *MQTTOptions) validate() error {
 	}
 	if o.Patience <= 0 {
 		errs = append(errs, fmt.Errorf("patience is %s: use more than 0", o.Patience))
+	}
+	if o.Subscribers < 1 || o.SubscriberQueue < 1 {
+		errs = append(errs, fmt.Errorf("subscribers are %d with a queue of %d: at least 1 is needed of each", o.Subscribers, o.SubscriberQueue))
 	}
 	return errors.Join(errs...)
 }
@@ -147,8 +149,8 @@ func ListenMQTT(opts MQTTOptions, intake *Intake, logger *slog.Logger) (*MQTT, e
 	}
 	m := &MQTT{
 		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
-		sessions: newSessions(opts.MaxConnections), retainers: retainers{byTopic: map[string]*guest{}},
-		conns: make(map[*mqttConn]struct{}), connectTimeout: intake.access.opts.Limits.Login, packetTimeout: packetTimeout,
+		sessions: newSessions(opts.MaxConnections, opts.Subscribers), retainers: retainers{byTopic: map[string]*guest{}},
+		conns: make(map[*mqttConn]struct{}), connectTimeout: intake.access.opts.Limits.Login, packetTimeout: intake.access.opts.Limits.Receive,
 		large: make(chan struct{}, largePacketsBytes/(2*(opts.PayloadBytes+packetOverhead))),
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
@@ -198,7 +200,7 @@ func serverOptions(opts MQTTOptions, logger *slog.Logger) *mqtt.Options {
 	c := mqtt.NewDefaultServerCapabilities()
 	c.MaximumClients = int64(opts.MaxConnections)
 	c.MaximumPacketSize = uint32(opts.PayloadBytes + packetOverhead)
-	c.MaximumClientWritesPending = subscriberQueue
+	c.MaximumClientWritesPending = int32(opts.SubscriberQueue)
 	c.MaximumSessionExpiryInterval = uint32(sessionExpiry / time.Second)
 	c.MaximumMessageExpiryInterval = 0 // otherwise each message gets an expiry that nobody asked for
 	c.ReceiveMaximum = uint16(opts.Window)

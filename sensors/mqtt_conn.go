@@ -117,7 +117,7 @@ func (c *mqttConn) Read(p []byte) (int, error) {
 // Write gives a peer that does not read limited time. After an error the
 // stream may have half a packet in it, so the connection ends.
 func (c *mqttConn) Write(p []byte) (int, error) {
-	if err := c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := c.Conn.SetWriteDeadline(time.Now().Add(c.m.intake.access.opts.Limits.Write)); err != nil {
 		return 0, err
 	}
 	n, err := c.Conn.Write(p)

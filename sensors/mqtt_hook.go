@@ -236,7 +236,7 @@ func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	}
 	if !place {
 		h.m.intake.reject(CauseLimit)
-		h.m.trouble.warn("mqtt subscriber refused: too many are connected", slog.String("client", cl.ID), slog.Int("max_subscribers", maxSubscribers))
+		h.m.trouble.warn("mqtt subscriber refused: too many are connected", slog.String("client", cl.ID), slog.Int("subscribers", h.m.opts.Subscribers))
 		for i := range pk.Filters {
 			pk.Filters[i].Filter = ""
 		}

@@ -127,7 +127,7 @@ func TestMQTT_SubscribersAreBoundedAndAbsentOnesGiveWay(t *testing.T) {
 			return p.body[len(p.body)-1] == 0
 		}
 		var first *rawClient
-		for i := range maxSubscribers {
+		for i := range m.opts.Subscribers {
 			c := dialMQTT(t, m.Addr(), version, fmt.Sprint("!display-", i))
 			if i == 0 {
 				first = c
@@ -158,8 +158,8 @@ func TestMQTT_SubscribersAreBoundedAndAbsentOnesGiveWay(t *testing.T) {
 		if _, ok := m.server.Clients.Get("!display-0"); ok {
 			t.Error("mochi remembers who had to give way")
 		}
-		if got := len(m.server.Topics.Subscribers("sensors/x").Subscriptions); got != maxSubscribers {
-			t.Errorf("mochi has %d subscribers, want %d", got, maxSubscribers)
+		if got := len(m.server.Topics.Subscribers("sensors/x").Subscriptions); got != m.opts.Subscribers {
+			t.Errorf("mochi has %d subscribers, want %d", got, m.opts.Subscribers)
 		}
 		late.send(t, []byte{0xe0, 0}) // a session that ends gives its place back
 		late.expectClosed(t)

@@ -6,6 +6,7 @@ import "sync"
 // at most maxAway whose client may come back.
 type sessions struct {
 	maxAway int
+	maxSubs int
 
 	mu   sync.Mutex // covers byID and the owners in it
 	byID map[string]*session
@@ -30,8 +31,8 @@ type session struct {
 	repeated map[uint16]struct{} // of pending: sent again, so that somebody waits on conn
 }
 
-func newSessions(maxAway int) *sessions {
-	return &sessions{maxAway: maxAway, byID: make(map[string]*session)}
+func newSessions(maxAway, maxSubs int) *sessions {
+	return &sessions{maxAway: maxAway, maxSubs: maxSubs, byID: make(map[string]*session)}
 }
 
 // attach makes c the owner of its client id's session, and returns the
@@ -117,7 +118,7 @@ func (ss *sessions) subscribe(id string, c *mqttConn) (forgotten string, ok bool
 		return "", false
 	case s.sub:
 		return "", true
-	case ss.subs >= maxSubscribers:
+	case ss.subs >= ss.maxSubs:
 		if forgotten = ss.forget(func(s *session) bool { return s.sub }); forgotten == "" {
 			return "", false
 		}

@@ -349,7 +349,7 @@ func TestMQTT5_TopicAliasesWork(t *testing.T) {
 
 func TestMQTT_EndsPolitely(t *testing.T) {
 	store := newStore(t)
-	m, err := ListenMQTT(MQTTOptions{Address: "127.0.0.1:0", PayloadBytes: 1024, MaxConnections: 10, Window: 10, Patience: time.Second},
+	m, err := ListenMQTT(MQTTOptions{Address: "127.0.0.1:0", PayloadBytes: 1024, MaxConnections: 10, Window: 10, Patience: time.Second, Subscribers: 64, SubscriberQueue: 64},
 		newTestIntake(t, store), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -391,7 +391,7 @@ func TestListenMQTT_SaysWhatIsWrong(t *testing.T) {
 		}
 	}
 	m := startMQTT(t, in, nil, slog.New(slog.DiscardHandler))
-	_, err = ListenMQTT(MQTTOptions{Address: m.Addr().String(), PayloadBytes: 1, MaxConnections: 1, Window: 1, Patience: 1}, in, slog.New(slog.DiscardHandler))
+	_, err = ListenMQTT(MQTTOptions{Address: m.Addr().String(), PayloadBytes: 1, MaxConnections: 1, Window: 1, Patience: 1, Subscribers: 64, SubscriberQueue: 64}, in, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), m.Addr().String()) {
 		t.Fatalf("a port in use gives %v, which does not name it", err)
 	}

@@ -84,7 +84,7 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request) *problem {
 		return p
 	}
 	// Who sends and sends, and never reads, must not hold the connection.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(h.limits().Write))
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
@@ -105,7 +105,7 @@ func (h *HTTP) largeBody(r *http.Request) (release func(), p *problem) {
 	case <-h.ctx.Done():
 	}
 	h.intake.reject(CauseLimit)
-	return nil, unavailable("busy", "Too many large bodies at a time", fmt.Sprintf("%d above %d bytes are under way", maxLargeBody, smallBody), time.Second)
+	return nil, unavailable("busy", "Too many large bodies at a time", fmt.Sprintf("%d above %d bytes are under way", cap(h.large), smallBody), time.Second)
 }
 
 func (h *HTTP) tooLarge() *problem {
@@ -116,7 +116,7 @@ func (h *HTTP) tooLarge() *problem {
 
 func (h *HTTP) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // an error would be that of a test's writer
+	_ = control.SetReadDeadline(time.Now().Add(h.limits().Receive)) // an error would be that of a test's writer
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(h.opts.BodyBytes)))
 	var large *http.MaxBytesError
 	switch {

@@ -29,11 +29,11 @@ func newProblem(status int, kind, title, detail string) *problem {
 
 // write answers. What is still to come of the request's body is thrown away by
 // the server before it can go on with the next request: a peer that does not
-// send it must not hold the connection for longer than lingerTime.
-func (p *problem) write(w http.ResponseWriter, r *http.Request) {
+// send it must not hold the connection for longer than lingerTime, and one that does not read for no longer than patience.
+func (p *problem) write(w http.ResponseWriter, r *http.Request, patience time.Duration) {
 	control, now := http.NewResponseController(w), time.Now()
 	_ = control.SetReadDeadline(now.Add(lingerTime)) // the server sets its own for the next request
-	_ = control.SetWriteDeadline(now.Add(writeTimeout))
+	_ = control.SetWriteDeadline(now.Add(patience))
 	p.Instance = r.URL.Path
 	body, err := json.Marshal(p)
 	if err != nil {

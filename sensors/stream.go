@@ -380,10 +380,10 @@ func (s *stream) sendError(number uint64, detail string, retryAfter int) {
 	s.write(websocket.TextMessage, text)
 }
 
-// write sends one message. A client that does not read for writeTimeout loses
+// write sends one message. A client that does not read for Limits.Write loses
 // its stream; after an error gorilla refuses all further writes.
 func (s *stream) write(kind int, data []byte) {
-	_ = s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = s.conn.SetWriteDeadline(time.Now().Add(s.h.limits().Write))
 	if err := s.conn.WriteMessage(kind, data); err != nil {
 		_ = s.conn.Close() // unblocks the reader
 	}
