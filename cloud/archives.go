@@ -19,9 +19,6 @@ const (
 	// maxExcerpts at a time: each holds up to 1 MiB here, and as much in the
 	// queue, whose limit it waits for.
 	maxExcerpts = 4
-	// excerptTimeout bounds how long one may take to arrive: 1 MiB at
-	// 100 kbit/s are 84 s.
-	excerptTimeout = 2 * time.Minute
 	// recordPatience bounds the wait for its commit.
 	recordPatience = 30 * time.Second
 )
@@ -46,8 +43,8 @@ func (a *archives) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	control := http.NewResponseController(w)
 	now := time.Now()
-	_ = control.SetReadDeadline(now.Add(excerptTimeout))
-	_ = control.SetWriteDeadline(now.Add(excerptTimeout + 2*recordPatience))
+	_ = control.SetReadDeadline(now.Add(a.in.opts.Timeouts.Archive))
+	_ = control.SetWriteDeadline(now.Add(a.in.opts.Timeouts.Archive + 2*recordPatience))
 	select {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()

@@ -40,6 +40,16 @@ type LimitsConfig struct {
 	Handshakes         int `toml:"handshakes"`
 	GatewayHandshakes  int `toml:"gateway_handshakes"`
 	AddressConnections int `toml:"address_connections"`
+	SpareConnections   int `toml:"spare_connections"`
+
+	MaxHeader      config.Size     `toml:"max_header"`
+	LoginTimeout   config.Duration `toml:"login_timeout"`
+	HelloTimeout   config.Duration `toml:"hello_timeout"`
+	FramesTimeout  config.Duration `toml:"frames_timeout"`
+	ArchiveTimeout config.Duration `toml:"archive_timeout"`
+	WriteTimeout   config.Duration `toml:"write_timeout"`
+	AnswerTimeout  config.Duration `toml:"answer_timeout"`
+	IdleTimeout    config.Duration `toml:"idle_timeout"`
 }
 
 // TLSConfig is the table [tls].
@@ -98,6 +108,18 @@ func (c *Config) Check(report func(key, problem string)) {
 	bounds("limits.handshakes", int64(c.Limits.Handshakes), 1, 100_000, number)
 	bounds("limits.gateway_handshakes", int64(c.Limits.GatewayHandshakes), 1, 1_000_000, number)
 	bounds("limits.address_connections", int64(c.Limits.AddressConnections), 1, 1_000_000, number)
+	bounds("limits.spare_connections", int64(c.Limits.SpareConnections), 1, 100_000, number)
+	bounds("limits.max_header", int64(c.Limits.MaxHeader), minHeaderBytes, 1<<20, size)
+	timeout := func(key string, d config.Duration) {
+		bounds("limits."+key, int64(d), int64(100*time.Millisecond), int64(maxTimeout), duration)
+	}
+	timeout("login_timeout", c.Limits.LoginTimeout)
+	timeout("hello_timeout", c.Limits.HelloTimeout)
+	timeout("frames_timeout", c.Limits.FramesTimeout)
+	timeout("archive_timeout", c.Limits.ArchiveTimeout)
+	timeout("write_timeout", c.Limits.WriteTimeout)
+	timeout("answer_timeout", c.Limits.AnswerTimeout)
+	timeout("idle_timeout", c.Limits.IdleTimeout)
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		report("tls.cert", "and tls.key: set both, or none for no TLS")
 	}
@@ -134,10 +156,17 @@ func (c *Config) Options() Options {
 		Handshakes:         c.Limits.Handshakes,
 		GatewayHandshakes:  c.Limits.GatewayHandshakes,
 		AddressConnections: c.Limits.AddressConnections,
-		CertFile:           c.TLS.Cert,
-		KeyFile:            c.TLS.Key,
-		ClientCA:           c.TLS.ClientCA,
-		ClientCertHeader:   c.TLS.ClientCertHeader,
+		SpareConnections:   c.Limits.SpareConnections,
+		MaxHeaderBytes:     int(c.Limits.MaxHeader),
+		Timeouts: Timeouts{
+			Login: time.Duration(c.Limits.LoginTimeout), Hello: time.Duration(c.Limits.HelloTimeout), Frames: time.Duration(c.Limits.FramesTimeout),
+			Archive: time.Duration(c.Limits.ArchiveTimeout), Write: time.Duration(c.Limits.WriteTimeout),
+			Answer: time.Duration(c.Limits.AnswerTimeout), Idle: time.Duration(c.Limits.IdleTimeout),
+		},
+		CertFile:         c.TLS.Cert,
+		KeyFile:          c.TLS.Key,
+		ClientCA:         c.TLS.ClientCA,
+		ClientCertHeader: c.TLS.ClientCertHeader,
 	}
 	for _, text := range c.TrustedProxies {
 		if p, err := prefix(text); err == nil { // Check names those that are none

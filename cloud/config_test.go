@@ -45,6 +45,10 @@ func TestLoadConfig_ReportsBadSettings(t *testing.T) {
 		{"[tls]\nclient_cert_header = \"X-SSL-Client-Cert\"", ":2: tls.client_cert_header: needs tls.client_ca, by which the certificates are checked, and trusted_proxies"},
 		{"[tls]\nclient_cert_header = \"X SSL\"", ":2: tls.client_cert_header: \"X SSL\" is no name of a header"},
 		{"[tls]\nclient_cert_header = \"authorization\"", ":2: tls.client_cert_header: \"authorization\" means something else"},
+		{"[limits]\nhello_timeout = \"0s\"", ":2: limits.hello_timeout: 0s is out of bounds: want 100ms to 10m0s"},
+		{"[limits]\nanswer_timeout = \"1h\"", ":2: limits.answer_timeout: 1h0m0s is out of bounds: want 100ms to 10m0s"},
+		{"[limits]\nmax_header = \"1KiB\"", ":2: limits.max_header: 1KiB is out of bounds: want 4KiB to 1MiB"},
+		{"[limits]\nspare_connections = 0", ":2: limits.spare_connections: 0 is out of bounds: want 1 to 100000"},
 		{"[log]\nlevel = \"loud\"", ":2: log.level: \"loud\" is unknown"},
 	} {
 		file := filepath.Join(t.TempDir(), "cloud.toml")

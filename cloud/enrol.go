@@ -55,7 +55,7 @@ func (e *enroller) serveEnrol(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var q wire.Enrol
-	if !readBody(w, r, &q) {
+	if !e.readBody(w, r, &q) {
 		return
 	}
 	claim, err := credential.ParseClaim(q.Code)
@@ -77,7 +77,7 @@ func (e *enroller) serveEnrol(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusUnauthorized, "the proof does not hold: it must be signed with the private half of public_key, over this code, nonce and gateway")
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), e.in.timing.hello)
+	ctx, cancel := context.WithTimeout(r.Context(), e.in.timing.ask)
 	defer cancel()
 	done, err := e.in.store.Enrol(ctx, Enrolment{Claim: claim.Hash(), Gateway: q.Gateway, Key: key})
 	switch {
@@ -105,14 +105,14 @@ func (e *enroller) serveRoll(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var roll credential.KeyRoll
-	if !readBody(w, r, &roll) {
+	if !e.readBody(w, r, &roll) {
 		return
 	}
 	if roll.Gateway != p.gateway || p.keyID == "" {
 		problem(w, http.StatusForbidden, fmt.Sprintf("the key roll must be of the gateway %s, and the request signed with its key", p.gateway))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), e.in.timing.hello)
+	ctx, cancel := context.WithTimeout(r.Context(), e.in.timing.ask)
 	defer cancel()
 	var keys []credential.GatewayKey
 	err := e.in.store.RollKeys(ctx, p.gateway, func(known []credential.GatewayKey) (_ []credential.GatewayKey, err error) {
@@ -146,8 +146,8 @@ func (e *enroller) unavailable(w http.ResponseWriter, what string, err error) {
 }
 
 // readBody reads a small JSON body, or answers why it can't.
-func readBody(w http.ResponseWriter, r *http.Request, v any) bool {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(5 * time.Second))
+func (e *enroller) readBody(w http.ResponseWriter, r *http.Request, v any) bool {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(e.in.opts.Timeouts.Login))
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEnrolBytes))
 	var large *http.MaxBytesError
 	if errors.As(err, &large) {

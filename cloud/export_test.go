@@ -2,12 +2,6 @@ package cloud
 
 import "time"
 
-// SetWaits shortens the waits that are no settings.
-func (s *Server) SetWaits(hello, chunk time.Duration) {
-	s.ingest.timing.hello = hello
-	s.reader.timing.chunk = chunk
-}
-
 // SetPoll shortens how long a link over HTTP may be silent beside two heartbeats.
 func (s *Server) SetPoll(d time.Duration) { s.ingest.timing.poll = d }
 

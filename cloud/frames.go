@@ -36,9 +36,6 @@ const (
 
 	// bodySlack is what a body may hold beside one largest frame.
 	bodySlack = 64 << 10
-
-	// bodyPatience is how long a body may take: 320 KiB at 32 kbit/s are 82 s.
-	bodyPatience = 90 * time.Second
 )
 
 // pipes has the sessions over HTTP of a node.
@@ -149,8 +146,9 @@ func (ps *pipes) begin(w http.ResponseWriter, r *http.Request, key [32]byte) {
 
 // body reads the messages of a POST, or answers why it can't.
 func (ps *pipes) body(w http.ResponseWriter, r *http.Request) (list []posted, ok bool) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyPatience))
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(bodyPatience + 2*ps.in.opts.Heartbeat + 30*time.Second))
+	limits, control := &ps.in.opts.Timeouts, http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(limits.Frames))
+	_ = control.SetWriteDeadline(time.Now().Add(limits.Frames + 2*ps.in.opts.Heartbeat + limits.Answer)) // a full queue is waited for between
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(ps.in.opts.MaxFrameBytes+bodySlack)))
 	var large *http.MaxBytesError
 	if errors.As(err, &large) {
@@ -194,7 +192,7 @@ func (ps *pipes) serveControl(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	wait = min(wait, maxPoll)
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + 30*time.Second))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + ps.in.opts.Timeouts.Answer))
 	number, body, over := p.poll(received, wait)
 	switch {
 	case over:

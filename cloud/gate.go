@@ -54,7 +54,7 @@ func newUpgrader() websocket.Upgrader {
 		ReadBufferSize:   1 << 10,
 		WriteBufferSize:  4 << 10,
 		WriteBufferPool:  &sync.Pool{},
-		HandshakeTimeout: 5 * time.Second,
+		HandshakeTimeout: 5 * time.Second, // for 200 bytes to an empty socket
 		Subprotocols:     []string{wire.Subprotocol},
 		// CheckOrigin stays nil: a browser's Origin must be this host, and gateways send none.
 		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
@@ -163,7 +163,7 @@ func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (p pass, 
 		in.unauthorized(w, "", "the header Authorization must be \"Bearer\" and the gateway's token")
 		return pass{}, false
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), in.timing.hello)
+	ctx, cancel := context.WithTimeout(r.Context(), in.timing.ask)
 	defer cancel()
 	var err error
 	var h credential.Handshake

@@ -36,7 +36,9 @@ func options() cloud.Options {
 	return cloud.Options{
 		Listen: "127.0.0.1:0", MaxGateways: 1000, WindowBytes: 1 << 20, WindowBlocks: 256,
 		MaxFrameBytes: wire.MinFrameBytes, QueueBytes: 64 << 20, Heartbeat: 15 * time.Second, MaxQueries: 4,
-		Handshakes: 10_000, GatewayHandshakes: 10_000, AddressConnections: 10_000,
+		Handshakes: 10_000, GatewayHandshakes: 10_000, AddressConnections: 10_000, SpareConnections: 256, MaxHeaderBytes: 8 << 10,
+		Timeouts: cloud.Timeouts{Login: 5 * time.Second, Hello: 10 * time.Second, Frames: time.Minute, Archive: time.Minute,
+			Write: 10 * time.Second, Answer: time.Minute, Idle: time.Minute},
 	}
 }
 

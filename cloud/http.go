@@ -28,7 +28,7 @@ func (s *Server) handler() http.Handler {
 	mux.Handle("GET /v1/samples", s.guard(credential.ReadSamples, s.reader.serveSamples))
 	mux.Handle("GET /v1/gateways", s.guard(credential.ReadStatus, s.serveGateways))
 	mux.Handle("GET /metrics", s.guard(credential.ReadStatus, promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}).ServeHTTP))
-	return s.ingest.mutual.strip(bodyless(sameOrigin(problems(mux))))
+	return s.ingest.mutual.strip(s.bodyless(sameOrigin(problems(mux))))
 }
 
 // sameOrigin refuses what a page of another site has its visitor's browser
@@ -47,11 +47,11 @@ var withBody = []string{wire.ArchivePath, wire.EnrolPath, wire.RollPath, wire.Fr
 
 // bodyless refuses bodies elsewhere: one that trickles in would hold its
 // connection.
-func bodyless(next http.Handler) http.Handler {
+func (s *Server) bodyless(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		if r.ContentLength != 0 { // until a handler that knows its sender gives more time
-			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.opts.Timeouts.Login))
 		}
 		if r.ContentLength != 0 && !(r.Method == http.MethodPost && slices.Contains(withBody, r.URL.Path)) {
 			w.Header().Set("Connection", "close")

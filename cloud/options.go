@@ -65,9 +65,38 @@ type Options struct {
 	// certificate of the connection that they forward, as URL-escaped PEM; "" is none.
 	ClientCertHeader string
 
+	// SpareConnections are those beside MaxGateways: of readers, scrapes, health
+	// checks and strangers, and the second one of each gateway without WebSockets.
+	SpareConnections int
+
+	// MaxHeaderBytes is the largest header of a request; net/http takes 4 KiB more.
+	MaxHeaderBytes int
+
+	Timeouts Timeouts
+
 	// MaxQueries is how many reads of samples may run at a time; each holds
 	// about 100 KB and a reader of the record store.
 	MaxQueries int
+}
+
+// Timeouts are how long the other side of a connection may take, each for
+// something that was begun. All are required.
+type Timeouts struct {
+	Login   time.Duration // for a stranger's request to be whole, TLS included
+	Hello   time.Duration // from the upgrade to the hello
+	Frames  time.Duration // for the body of a POST of frames
+	Archive time.Duration // for that of a segment of an archive
+	Write   time.Duration // for a gateway to take one message
+	Answer  time.Duration // for a reader to take 32 KiB of an answer
+	Idle    time.Duration // from an answer to the next request
+}
+
+// maxTimeout bounds each of them: beyond it nobody waits any more.
+const maxTimeout = 10 * time.Minute
+
+func (t *Timeouts) all() map[string]time.Duration {
+	return map[string]time.Duration{"Login": t.Login, "Hello": t.Hello, "Frames": t.Frames, "Archive": t.Archive, "Write": t.Write,
+		"Answer": t.Answer, "Idle": t.Idle}
 }
 
 // Bounds of the options. A gateway's acknowledgements must fit one control
@@ -77,6 +106,7 @@ const (
 	maxWindowBlocks = 1024
 	minHeartbeat    = 100 * time.Millisecond
 	maxHeartbeat    = 10 * time.Minute
+	minHeaderBytes  = 4 << 10 // a signed token has 600 bytes, and a proxy adds its own
 )
 
 func (o *Options) validate() error {
@@ -105,16 +135,20 @@ func (o *Options) validate() error {
 	err = checkHeaderName(o.ClientCertHeader)
 	need(err == nil, "ClientCertHeader: %v", err)
 	need(o.MaxQueries >= 1 && o.MaxQueries <= 1024, "MaxQueries is %d: want 1 to 1024", o.MaxQueries)
+	need(o.SpareConnections >= 1 && o.SpareConnections <= 100_000, "SpareConnections is %d: want 1 to 100000", o.SpareConnections)
+	need(o.MaxHeaderBytes >= minHeaderBytes && o.MaxHeaderBytes <= 1<<20, "MaxHeaderBytes is %d: want %d to %d", o.MaxHeaderBytes, minHeaderBytes, 1<<20)
+	for name, t := range o.Timeouts.all() {
+		need(t > 0 && t <= maxTimeout, "Timeouts.%s is %s: want at most %s", name, t, maxTimeout)
+	}
 	return errors.Join(errs...)
 }
 
-// timing holds the waits that are no settings. They are values of a Server,
-// not constants, so that tests need not sit them out.
+// timing holds the waits that are no settings: they are this side's own, or
+// follow from the protocol. They are values of a Server, not constants, so that
+// tests need not sit them out.
 type timing struct {
-	hello    time.Duration // from the upgrade to the hello
-	write    time.Duration // one message to a gateway that reads
+	ask      time.Duration // for the record store to answer a handshake
 	linger   time.Duration // for the other side's end of a close
-	chunk    time.Duration // one piece of an answer to a reader
 	shutdown time.Duration // for each stage of stopping
 	retryMin time.Duration // before a batch that failed is recorded again; doubles
 	retryMax time.Duration
@@ -125,14 +159,9 @@ type timing struct {
 	stands   time.Duration // and while gateways pause
 }
 
-// A hello of 256 KiB crosses a 256 kbit/s link in 8 s. A message to a gateway
-// is at most as large; an ack is usually 200 bytes. 32 KiB to a reader in 30 s
-// is 1 KB/s: who is slower isn't reading.
 var defaultTiming = timing{
-	hello:    10 * time.Second,
-	write:    10 * time.Second,
+	ask:      10 * time.Second,
 	linger:   2 * time.Second,
-	chunk:    30 * time.Second,
 	shutdown: 5 * time.Second,
 	retryMin: 50 * time.Millisecond,
 	retryMax: 5 * time.Second,

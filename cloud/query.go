@@ -19,7 +19,7 @@ import (
 // not grow with it, and is either complete or visibly cut off.
 type reader struct {
 	archive Archive
-	timing  timing
+	timeout time.Duration // of each piece of an answer
 	stats   *counters
 	log     *slog.Logger
 	slots   chan struct{} // one element for each query that runs
@@ -54,7 +54,7 @@ func (q *reader) serveSamples(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
-	a := &answer{w: w, control: http.NewResponseController(w), format: format, timeout: q.timing.chunk, flushed: time.Now()}
+	a := &answer{w: w, control: http.NewResponseController(w), format: format, timeout: q.timeout, flushed: time.Now()}
 	a.buf = append(make([]byte, 0, chunkBytes+chunkBytes/8), format.begin...)
 	err = q.archive.Samples(r.Context(), query, a.add)
 	if err == nil {

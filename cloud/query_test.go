@@ -291,9 +291,9 @@ func TestQuery_OverHTTP10IsRefused(t *testing.T) {
 func TestQuery_ReaderThatStandsStillIsCutOff(t *testing.T) {
 	store := newMemory("arena")
 	store.samples = many(math.MaxInt, nil)
-	server := prepare(t, options(), store)
-	server.SetWaits(time.Minute, 50*time.Millisecond)
-	n := run(t, server)
+	opts := options()
+	opts.Timeouts.Answer = 50 * time.Millisecond
+	n := start(t, opts, store)
 	conn, err := net.Dial("tcp", n.addr)
 	if err != nil {
 		t.Fatal(err)

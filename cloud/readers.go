@@ -61,7 +61,7 @@ func (s *Server) holdsKey(w http.ResponseWriter, r *http.Request, need credentia
 	if err != nil {
 		return refuse(err.Error()) // which quotes nothing
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.ingest.timing.hello)
+	ctx, cancel := context.WithTimeout(r.Context(), s.ingest.timing.ask)
 	defer cancel()
 	known, err := s.store.APIKey(ctx, given.ID()) // the zero hash where there is none
 	if err != nil && !errors.Is(err, ErrUnknownKey) {

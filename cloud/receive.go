@@ -38,7 +38,7 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // read takes what the gateway sends until the session ends, and returns why.
 func (s *session) read() farewell {
-	if err := s.allow(s.in.timing.hello); err != nil {
+	if err := s.allow(s.in.opts.Timeouts.Hello); err != nil {
 		return s.parting(err)
 	}
 	for {
@@ -199,7 +199,7 @@ func (s *session) hello(m *wire.Hello) error {
 	case m.Gateway != s.gateway:
 		return breach(fmt.Sprintf("hello names the gateway %.128q, but the credential is of %q", m.Gateway, s.gateway))
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.in.timing.hello)
+	ctx, cancel := context.WithTimeout(s.ctx, s.in.timing.ask)
 	defer cancel()
 	store, number, err := s.in.store.NewSession(ctx, s.gateway)
 	if err != nil {
@@ -369,7 +369,7 @@ func (s *session) parting(err error) farewell {
 	case errors.Is(err, websocket.ErrReadLimit):
 		return farewell{code: websocket.CloseMessageTooBig, reason: fmt.Sprintf("a message is larger than %d bytes", s.in.opts.MaxFrameBytes)}
 	case silent && !s.greeted:
-		return farewell{code: wire.CloseTimeout, reason: fmt.Sprintf("no hello within %s", s.in.timing.hello)}
+		return farewell{code: wire.CloseTimeout, reason: fmt.Sprintf("no hello within %s", s.in.opts.Timeouts.Hello)}
 	case silent:
 		return farewell{reason: fmt.Sprintf("silent for two heartbeats of %s", s.in.opts.Heartbeat)}
 	case errors.As(err, &closed) && closed.Code != websocket.CloseAbnormalClosure:

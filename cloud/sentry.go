@@ -36,7 +36,7 @@ func (in *ingest) watchAccess(stop context.Context) {
 }
 
 func (in *ingest) lookAgain(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, in.timing.hello)
+	ctx, cancel := context.WithTimeout(ctx, in.timing.ask)
 	defer cancel()
 	revision, err := in.store.AccessRevision(ctx)
 	if err != nil {

@@ -76,7 +76,7 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 		handshakes: newTurnstile(opts.Handshakes),
 		each:       newBuckets(float64(opts.GatewayHandshakes)/60, float64(opts.GatewayHandshakes), opts.MaxGateways)}
 	s.batcher.onLoad = s.ingest.roster.refresh
-	s.reader = &reader{archive: store, timing: defaultTiming, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
+	s.reader = &reader{archive: store, timeout: opts.Timeouts.Answer, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
 	s.archives = newArchives(s.ingest)
 	s.enroller = newEnroller(s.ingest)
 	s.pipes = newPipes(s.ingest)
@@ -108,7 +108,7 @@ func (s *Server) Listen() error {
 	}
 	address, ok := listener.Addr().(*net.TCPAddr)
 	s.loopback = ok && address.IP.IsLoopback()
-	listener = limitAddresses(limitConnections(listener, s.opts.MaxGateways+spareConnections), s.opts.AddressConnections,
+	listener = limitAddresses(limitConnections(listener, s.opts.MaxGateways+s.opts.SpareConnections), s.opts.AddressConnections,
 		s.ingest.from.trusted, func() { s.stats.addressRefused.Add(1) })
 	if s.opts.CertFile != "" {
 		secure, err := listenTLS(listener, &s.opts, s.ingest.mutual.roots, s.log)
@@ -214,20 +214,16 @@ func (s *Server) Run(ctx context.Context) error {
 	return failure
 }
 
-// Connections beside those of gateways: queries, scrapes, health checks, and
-// handshakes that will be refused.
-const spareConnections = 256
-
-// web makes the HTTP server. A request without a body is one packet: 8 KiB of
-// it in 5 s. Reading has no other limit in time, since a stream is one request;
-// what is written has 30 s, which a stream extends as it goes.
+// web makes the HTTP server. Reading has a limit in time for the header, and
+// one that each handler with a body sets, since a stream is one request; what is
+// written has one too, which a stream extends as it goes.
 func (s *Server) web(stop context.Context) *http.Server {
 	return &http.Server{
 		Handler:           s.handler(),
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      30 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    8 << 10,
+		ReadHeaderTimeout: s.opts.Timeouts.Login,
+		WriteTimeout:      s.opts.Timeouts.Answer,
+		IdleTimeout:       s.opts.Timeouts.Idle,
+		MaxHeaderBytes:    s.opts.MaxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return stop },
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // what clients do wrong
 	}

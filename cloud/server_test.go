@@ -24,7 +24,8 @@ import (
 
 func TestNew_NamesAllBadOptionsAtOnce(t *testing.T) {
 	_, err := cloud.New(cloud.Options{Listen: "nowhere"}, newMemory(), logger(t))
-	for _, want := range []string{"Listen", "MaxGateways", "WindowBytes", "WindowBlocks", "MaxFrameBytes", "QueueBytes", "Heartbeat", "MaxQueries"} {
+	for _, want := range []string{"Listen", "MaxGateways", "WindowBytes", "WindowBlocks", "MaxFrameBytes", "QueueBytes", "Heartbeat", "MaxQueries",
+		"SpareConnections", "MaxHeaderBytes", "Timeouts.Login", "Timeouts.Hello", "Timeouts.Frames", "Timeouts.Archive", "Timeouts.Write", "Timeouts.Answer", "Timeouts.Idle"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v does not name %s", err, want)
 		}

@@ -118,11 +118,11 @@ func (s *session) send(l *letters, ping bool) error {
 		if err != nil {
 			return err
 		}
-		if err := s.link.write(websocket.TextMessage, data, time.Now().Add(s.in.timing.write)); err != nil {
+		if err := s.link.write(websocket.TextMessage, data, time.Now().Add(s.in.opts.Timeouts.Write)); err != nil {
 			return err
 		}
 	}
-	deadline := time.Now().Add(s.in.timing.write)
+	deadline := time.Now().Add(s.in.opts.Timeouts.Write)
 	if l.pong != nil {
 		if err := s.link.write(websocket.PongMessage, l.pong, deadline); err != nil {
 			return err

@@ -335,9 +335,9 @@ func TestUplink_ProtocolErrorsOfTheWebSocketAreClosed(t *testing.T) {
 }
 
 func TestUplink_WithoutHelloIsClosedByTheDeadline(t *testing.T) {
-	server := prepare(t, options(), newMemory("arena"))
-	server.SetWaits(50*time.Millisecond, time.Minute)
-	n := run(t, server)
+	opts := options()
+	opts.Timeouts.Hello = 50 * time.Millisecond
+	n := start(t, opts, newMemory("arena"))
 	g := n.connect("arena")
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() { // pings are no hello

@@ -91,7 +91,8 @@ func aCloud(t *testing.T) (*sqlite.Store, string) {
 	server, err := cloud.New(cloud.Options{
 		Listen: "127.0.0.1:0", MaxGateways: 10, WindowBytes: 1 << 20, WindowBlocks: 256,
 		MaxFrameBytes: wire.MinFrameBytes, QueueBytes: 8 << 20, Heartbeat: 15 * time.Second, MaxQueries: 4,
-		Handshakes: 1000, GatewayHandshakes: 1000, AddressConnections: 1000,
+		Handshakes: 1000, GatewayHandshakes: 1000, AddressConnections: 1000, SpareConnections: 100, MaxHeaderBytes: 8 << 10,
+		Timeouts: cloud.Timeouts{Login: time.Minute, Hello: time.Minute, Frames: time.Minute, Archive: time.Minute, Write: time.Minute, Answer: time.Minute, Idle: time.Minute},
 	}, store, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
