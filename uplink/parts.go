@@ -78,6 +78,15 @@ func (s *session) partDue(now time.Time) bool {
 	return true
 }
 
+// holdingParts keeps the patience of a block in parts of which nothing is under
+// way: what came so far was answered, and the next part waits for max_rate, of
+// which live frames may take all there is. The caller holds s.mu.
+func (s *session) holdingParts(now time.Time) {
+	if f := s.parting.flight; f != nil && len(s.flights.pace.milestones) == 0 {
+		s.flights.progress(f, now)
+	}
+}
+
 // writePart writes the next part, and its ping.
 func (s *session) writePart() error {
 	p := &s.parting

@@ -107,6 +107,7 @@ func (s *session) overdue(now time.Time) error {
 	case s.goaway != nil && (s.flights.blocks == 0 || !now.Before(s.drainBy)):
 		return s.goaway
 	}
+	s.holdingParts(now)
 	if f, since, ok := s.flights.oldest(); ok && now.Sub(since) >= s.u.opts.AcceptTimeout {
 		return &failure{
 			code: websocket.ClosePolicyViolation,
