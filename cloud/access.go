@@ -58,6 +58,10 @@ var (
 // ErrLastKey says that a gateway could not come in without the key.
 var ErrLastKey = errors.New("it is the last key of the gateway that counts")
 
+// ErrRemovedKey says that a roll is to a key that was taken away: only a person,
+// or a claim code, brings it back.
+var ErrRemovedKey = errors.New("the key was removed")
+
 // An Enrolment is a gateway's wish to have its key registered, its proof checked.
 type Enrolment struct {
 	Claim   [32]byte // credential.Claim's Hash

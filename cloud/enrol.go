@@ -129,6 +129,9 @@ func (e *enroller) serveRoll(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, credential.ErrProof):
 		e.in.warn(r, "a key roll came that does not hold", p.gateway, err)
 		problem(w, http.StatusForbidden, "the key roll must be signed by the newest key that the cloud has of this gateway, and by the new one")
+	case errors.Is(err, ErrRemovedKey):
+		e.in.warn(r, "a key roll came to a key that was removed", p.gateway, nil)
+		problem(w, http.StatusForbidden, "the new key was removed here (`touchline-cloud gateway key`): only a claim code, or a person, registers it again")
 	case errors.Is(err, ErrTaken):
 		problem(w, http.StatusConflict, "the new key is another gateway's")
 	case err != nil:

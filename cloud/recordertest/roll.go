@@ -146,6 +146,21 @@ var rollTests = map[string]func(*fixture){
 		}
 		f.handshakes("north", 2)
 		f.handshakes("south", 9)
+
+		// The one before it, which still counts, can't bring it back: a thief may
+		// have both, and the gateway itself says again which key took over.
+		err := f.store.RollKeys(f.Context(), "north", func(known keyList) (keyList, error) {
+			return append(slices.Clone(known), credential.GatewayKey{Public: public(3)}), nil
+		})
+		if !errors.Is(err, cloud.ErrRemovedKey) {
+			f.Errorf("a roll to a key that was removed: %v, want %q", err, cloud.ErrRemovedKey)
+		}
+		f.reopen()
+		f.handshakes("north", 2)
+		f.hasKeys("north", 2)
+		f.addKey("north", 3) // a person may
+		f.handshakes("north", 2, 3)
+		f.hasKeys("north", 2, 3)
 	},
 }
 

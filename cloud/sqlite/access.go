@@ -115,7 +115,7 @@ type querier interface {
 func handshakeKeys(ctx context.Context, q querier, gateway string) (keys []credential.GatewayKey, err error) {
 	rows, err := q.QueryContext(ctx, `
 		SELECT key, not_before, not_after FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway
-		WHERE gateway.name = ? AND gateway.revoked IS NULL ORDER BY gateway_key.added`, gateway)
+		WHERE gateway.name = ? AND gateway.revoked IS NULL AND not_after IS NOT ? ORDER BY gateway_key.added`, gateway, removedKey)
 	if err != nil {
 		return nil, err
 	}
@@ -169,6 +169,14 @@ func (s *Store) RollKeys(ctx context.Context, gateway string, roll func([]creden
 			return err
 		}
 		for i, k := range keys {
+			var removed bool
+			err := tx.QueryRow(`SELECT EXISTS (SELECT 1 FROM gateway_key WHERE key = ? AND gateway = ? AND not_after = ?)`, []byte(k.Public), id, removedKey).Scan(&removed)
+			if err != nil {
+				return err
+			}
+			if removed {
+				return cloud.ErrRemovedKey
+			}
 			// In the order of the list, whatever the clock did.
 			if err := putKey(tx, id, k, now.Add(time.Duration(i))); err != nil {
 				return err

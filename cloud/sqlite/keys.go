@@ -24,6 +24,10 @@ CREATE TABLE gateway_key (
 CREATE INDEX gateway_key_gateway ON gateway_key (gateway);
 `
 
+// A key that was removed keeps its row, with a not_after of removedKey, so that
+// no roll brings it back. To everything else it is not there.
+const removedKey = 0
+
 // maxKeys bounds the keys of one gateway: one in use, and some that it had.
 const maxKeys = 16
 
@@ -39,26 +43,29 @@ func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.
 	}
 	defer rollback(tx, &err)
 	var id, keys int64
-	row := tx.QueryRow(`SELECT id, (SELECT count(*) FROM gateway_key WHERE gateway = gateway.id) FROM gateway WHERE name = ?`, gateway)
+	row := tx.QueryRow(`SELECT id, (SELECT count(*) FROM gateway_key WHERE gateway = gateway.id AND not_after IS NOT ?) FROM gateway WHERE name = ?`, removedKey, gateway)
 	if err := row.Scan(&id, &keys); errors.Is(err, sql.ErrNoRows) {
 		return fail(errNotRegistered)
 	} else if err != nil {
 		return fail(err)
 	}
 	var owner string
-	row = tx.QueryRow(`SELECT name FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway WHERE key = ?`, key[:])
-	switch err := row.Scan(&owner); {
-	case err == nil && owner == gateway:
+	var removed bool
+	row = tx.QueryRow(`SELECT name, not_after IS ? FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway WHERE key = ?`, removedKey, key[:])
+	switch err := row.Scan(&owner, &removed); {
+	case err == nil && owner == gateway && !removed:
 		return nil
-	case err == nil:
+	case err == nil && owner != gateway:
 		return fail(fmt.Errorf("it is that of gateway %s and %w", owner, ErrExists))
-	case !errors.Is(err, sql.ErrNoRows):
+	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fail(err)
 	}
 	if keys >= maxKeys {
 		return fail(fmt.Errorf("it has %d keys: no more are kept", keys))
 	}
-	if _, err := tx.Exec(`INSERT INTO gateway_key (key, gateway, added) VALUES (?, ?, ?)`, key[:], id, time.Now().UnixNano()); err != nil {
+	if _, err := tx.Exec(`
+		INSERT INTO gateway_key (key, gateway, added) VALUES (?, ?, ?)
+		ON CONFLICT (key) DO UPDATE SET added = excluded.added, not_before = NULL, not_after = NULL`, key[:], id, time.Now().UnixNano()); err != nil {
 		return fail(err)
 	}
 	if err := tx.Commit(); err != nil {
@@ -71,7 +78,7 @@ func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.
 func (s *Store) GatewayKeys(ctx context.Context, gateway string) ([]identity.PublicKey, error) {
 	rows, err := s.read.QueryContext(ctx, `
 		SELECT key FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway
-		WHERE gateway.name = ? AND gateway.revoked IS NULL ORDER BY gateway_key.added`, gateway)
+		WHERE gateway.name = ? AND gateway.revoked IS NULL AND not_after IS NOT ? ORDER BY gateway_key.added`, gateway, removedKey)
 	if err != nil {
 		return nil, fmt.Errorf("read keys of gateway %s: %w", gateway, err)
 	}
@@ -96,7 +103,7 @@ func (s *Store) GatewayKeys(ctx context.Context, gateway string) ([]identity.Pub
 
 // RemoveGatewayKey takes one key of a gateway away, named by its thumbprint,
 // for good: neither handshakes nor archives that are signed with it count from
-// then on. cloud.ErrUnknownKey is in the error where the gateway has no such
+// then on, and no roll brings it back. cloud.ErrUnknownKey is in the error where the gateway has no such
 // key, cloud.ErrLastKey where it has no other that counts now.
 func (s *Store) RemoveGatewayKey(ctx context.Context, gateway, thumbprint string) error {
 	err := s.change(ctx, func(tx *sql.Tx) error {
@@ -115,7 +122,7 @@ func (s *Store) RemoveGatewayKey(ctx context.Context, gateway, thumbprint string
 		if keys[i].Counts(now) && !slices.ContainsFunc(others, func(k credential.GatewayKey) bool { return k.Counts(now) }) {
 			return cloud.ErrLastKey
 		}
-		if _, err := tx.Exec(`DELETE FROM gateway_key WHERE key = ?`, []byte(keys[i].Public)); err != nil {
+		if _, err := tx.Exec(`UPDATE gateway_key SET not_after = ? WHERE key = ?`, removedKey, []byte(keys[i].Public)); err != nil {
 			return err
 		}
 		return takeAway(tx)
