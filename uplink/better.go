@@ -93,6 +93,10 @@ func (u *Uplink) checkStore(id string) error {
 	case known == id:
 		return nil
 	}
+	return u.anotherStore(id, known)
+}
+
+func (u *Uplink) anotherStore(id, known string) *failure {
 	return &failure{
 		err: fmt.Errorf("the cloud's record store is %s, and this gateway delivers to %s: nothing is sent. If that is meant, because the cloud was set up anew or this gateway moves to another one, say `touchline uplink accept-store %s`",
 			id, known, id),
@@ -112,10 +116,13 @@ func (u *Uplink) refusedByAnother(h http.Header) *failure {
 		return nil
 	}
 	u.mu.Lock()
-	known := u.store
+	known, delivers := u.store, u.status.State == Connected
 	u.mu.Unlock()
 	if known == "" || known == id {
 		return nil
+	}
+	if delivers { // this is lookBack: nobody has to agree to anything
+		return u.anotherStore(id, known)
 	}
 	if err := u.checkStore(id); err != nil {
 		return asFailure(err)

@@ -68,3 +68,38 @@ func TestRefusedByAnother_LearnsNothingElse(t *testing.T) {
 		}
 	}
 }
+
+// The first address has another store, the second has the one that is known:
+// the session there delivers, and a look back at the first is no reason to ask
+// a person to change that.
+func TestStore_AnotherOneAtTheFirstAddressIsNotOffered(t *testing.T) {
+	w := newWorld(t)
+	first := newBridge(t, w.cloud)
+	first.refuse = func(rw http.ResponseWriter) bool {
+		rw.Header().Set(wire.HeaderStore, "store-9")
+		rw.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	o := w.options()
+	o.URLs = []string{first.url(), w.cloud.url()}
+	o.KnownStore = "store-1"
+	o.ReturnAfter = 5 * time.Millisecond
+	u := w.uplink(o)
+	w.start(u)
+	awaitStats(t, u, "the second", func(st Stats) bool { return st.State == Connected })
+	tried := func() int {
+		first.mu.Lock()
+		defer first.mu.Unlock()
+		return first.upgrades
+	}
+	before := tried()
+	awaitStats(t, u, "the first address is tried", func(st Stats) bool {
+		if st.Offered != "" {
+			t.Fatalf("while it delivers to %s, a person is asked to accept %s", st.Store, st.Offered)
+		}
+		return tried() > before+3
+	})
+	if _, err := u.AcceptStore(""); err == nil {
+		t.Error("there was something to accept")
+	}
+}
