@@ -91,10 +91,15 @@ func (s *socket) SayClose(code int, text string, by time.Time) error {
 }
 
 // Cut closes the TCP connection itself: closing TLS writes a last record, and
-// would wait seconds for a dead link to take it.
+// would wait seconds for a dead link to take it. With a proxy that has TLS of its
+// own there are two layers.
 func (s *socket) Cut() {
 	conn := s.conn.NetConn()
-	if secure, ok := conn.(interface{ NetConn() net.Conn }); ok {
+	for {
+		secure, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
 		conn = secure.NetConn()
 	}
 	conn.Close()

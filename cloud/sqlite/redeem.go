@@ -102,8 +102,10 @@ func (s *Store) Redeem(ctx context.Context, h credential.Handshake) error {
 			s.redemptions.remove(one)
 			return fmt.Errorf("use up a token of gateway %s: %w", h.Gateway, ctx.Err())
 		case s.redemptions.turn <- struct{}{}:
-			s.redeemWaiting(ctx)
-			<-s.redemptions.turn
+			func() {
+				defer func() { <-s.redemptions.turn }() // whatever happens: everybody waits for it
+				s.redeemWaiting(ctx)
+			}()
 		}
 	}
 }
