@@ -10,6 +10,7 @@ import (
 
 	"touchline"
 	"touchline/cloud"
+	"touchline/cloud/merge"
 	"touchline/wire"
 )
 
@@ -145,7 +146,7 @@ func (a *auditing) blocks(c *cursor) (union touchline.Ranges, err error) {
 	for rows.Next() {
 		b := wire.Block{Epoch: c.epoch}
 		var id int64
-		var filter nameFilter
+		var filter merge.NameFilter
 		if err := rows.Scan(&id, &b.First, &b.Count, &b.CRC, &filter, &b.Data); err != nil {
 			return nil, err
 		}
@@ -169,8 +170,8 @@ func (a *auditing) blocks(c *cursor) (union touchline.Ranges, err error) {
 }
 
 // block checks that the block decodes and that queries find it.
-func (a *auditing) block(id int64, b *wire.Block, gateway int64, filter nameFilter) (err error) {
-	if a.decoded, err = decode(a.decoder, a.decoded[:0], b); err != nil {
+func (a *auditing) block(id int64, b *wire.Block, gateway int64, filter merge.NameFilter) (err error) {
+	if a.decoded, err = merge.Decode(a.decoder, a.decoded[:0], b); err != nil {
 		a.find("block %d: %v", id, err)
 		return nil
 	}
@@ -179,22 +180,21 @@ func (a *auditing) block(id int64, b *wire.Block, gateway int64, filter nameFilt
 		return err
 	}
 	by.Apply(a.decoded)
-	minTime, maxTime := timeSpan(a.decoded)
+	is := merge.SpanOf(a.decoded)
 	var found int
 	err = a.tx.QueryRowContext(a.ctx, `
 		SELECT count(*) FROM block_time WHERE span = ? AND min_time = ? AND block = ? AND max_time = ? AND gateway = ?
 			AND until IS NULL AND shift = ? AND vouched = ?`,
-		spanClass(minTime, maxTime), minTime, id, maxTime, gateway, by.Shift, by.Vouched).Scan(&found)
+		is.Class(), is.From, id, is.To, gateway, by.Shift, by.Vouched).Scan(&found)
 	if err != nil {
 		return err
 	}
 	if found != 1 {
-		a.find("block %d is not found at its time, %d to %d ns, as gateway %d's", id, minTime, maxTime, gateway)
+		a.find("block %d is not found at its time, %d to %d ns, as gateway %d's", id, is.From, is.To, gateway)
 	}
 	for i := range a.decoded {
 		s := &a.decoded[i]
-		if (i == 0 || s.Sensor != a.decoded[i-1].Sensor) && !filter.mayHave(sensorHash(s.Sensor)) ||
-			(i == 0 || s.Metric != a.decoded[i-1].Metric) && !filter.mayHave(metricHash(s.Metric)) {
+		if (i == 0 || s.Sensor != a.decoded[i-1].Sensor || s.Metric != a.decoded[i-1].Metric) && filter.Hides(s) {
 			a.find("block %d: its filter hides %s %s", id, s.Sensor, s.Metric)
 			break
 		}

@@ -5,12 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"touchline"
 	"touchline/cloud"
-	"touchline/wire"
+	"touchline/cloud/merge"
 )
 
 // Clock implements cloud.Recorder. Blocks that the correction moves in time
@@ -79,41 +78,15 @@ func bootOf(tx *sql.Tx, gateway int64, id touchline.Boot) (boot, error) {
 // A doubt is a row of table doubt: a block of which a clock message can
 // correct samples.
 type doubt struct {
-	block        int64
-	by           touchline.Clock
-	stamped, own span
-}
-
-// A span is the time from one sample to another; it is empty where from is
-// after to.
-type span struct{ from, to int64 }
-
-var noSpan = span{math.MaxInt64, math.MinInt64}
-
-func (s span) with(t int64) span { return span{min(s.from, t), max(s.to, t)} }
-
-// doubtOf returns the row for a block's samples.
-func doubtOf(block int64, clock *wire.BlockClock, samples []touchline.Sample) doubt {
-	d := doubt{block: block, by: clock.Clock, stamped: noSpan, own: noSpan}
-	for i := range samples {
-		if s := &samples[i]; s.Stamped {
-			d.stamped = d.stamped.with(s.Time)
-		} else {
-			d.own = d.own.with(s.Time)
-		}
-	}
-	return d
-}
-
-// spanBy returns the block's span as it is corrected.
-func (d *doubt) spanBy(c cloud.Correction) span {
-	return span{min(c.Time(d.stamped.from), d.own.from), max(c.Time(d.stamped.to), d.own.to)}
+	block  int64
+	by     touchline.Clock
+	stamps merge.Stamps
 }
 
 func (d *doubt) insert(tx *sql.Tx, boot int64) error {
 	_, err := tx.Exec(`
 		INSERT INTO doubt (block, boot, state, offset, stamped_min, stamped_max, own_min, own_max) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		d.block, boot, int64(d.by.State), d.by.Offset, d.stamped.from, d.stamped.to, d.own.from, d.own.to)
+		d.block, boot, int64(d.by.State), d.by.Offset, d.stamps.Stamped.From, d.stamps.Stamped.To, d.stamps.Own.From, d.stamps.Own.To)
 	if err != nil {
 		return fmt.Errorf("insert doubt: %w", err)
 	}
@@ -122,7 +95,7 @@ func (d *doubt) insert(tx *sql.Tx, boot int64) error {
 
 // A placed block is a row of table block_time.
 type placed struct {
-	span
+	merge.Span
 	block, gateway int64
 	by             cloud.Correction
 	since          int64
@@ -131,7 +104,7 @@ type placed struct {
 func (p *placed) insert(tx *sql.Tx) error {
 	_, err := tx.Exec(`
 		INSERT INTO block_time (span, min_time, block, since, max_time, gateway, shift, vouched) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		spanClass(p.from, p.to), p.from, p.block, p.since, p.to, p.gateway, p.by.Shift, p.by.Vouched)
+		p.Class(), p.From, p.block, p.since, p.To, p.gateway, p.by.Shift, p.by.Vouched)
 	if err != nil {
 		return fmt.Errorf("insert time: %w", err)
 	}
@@ -201,7 +174,7 @@ func readDoubts(ctx context.Context, tx *sql.Tx, boot, after int64) ([]doubt, er
 	var page []doubt
 	for rows.Next() {
 		var d doubt
-		if err := rows.Scan(&d.block, &d.by.State, &d.by.Offset, &d.stamped.from, &d.stamped.to, &d.own.from, &d.own.to); err != nil {
+		if err := rows.Scan(&d.block, &d.by.State, &d.by.Offset, &d.stamps.Stamped.From, &d.stamps.Stamped.To, &d.stamps.Own.From, &d.stamps.Own.To); err != nil {
 			return nil, fmt.Errorf("read doubts: %w", err)
 		}
 		page = append(page, d)
@@ -211,20 +184,20 @@ func readDoubts(ctx context.Context, tx *sql.Tx, boot, after int64) ([]doubt, er
 
 // replace retires the row that is in force for a block, and makes another.
 func replace(tx *sql.Tx, d *doubt, was, is cloud.Correction, version int64) error {
-	old := d.spanBy(was)
-	p := placed{span: d.spanBy(is), block: d.block, by: is, since: version}
+	old := d.stamps.By(was)
+	p := placed{Span: d.stamps.By(is), block: d.block, by: is, since: version}
 	var since int64
 	err := tx.QueryRow(`
 		UPDATE block_time SET until = ? WHERE span = ? AND min_time = ? AND block = ? AND until IS NULL RETURNING since, gateway`,
-		version, spanClass(old.from, old.to), old.from, d.block).Scan(&since, &p.gateway)
+		version, old.Class(), old.From, d.block).Scan(&since, &p.gateway)
 	if errors.Is(err, sql.ErrNoRows) {
-		return fmt.Errorf("block %d is not found at %d to %d ns: restore the store from a backup", d.block, old.from, old.to)
+		return fmt.Errorf("block %d is not found at %d to %d ns: restore the store from a backup", d.block, old.From, old.To)
 	}
 	if err != nil {
 		return fmt.Errorf("retire time: %w", err)
 	}
 	_, err = tx.Exec(`INSERT INTO retired (until, span, min_time, block, since) VALUES (?, ?, ?, ?, ?)`,
-		version, spanClass(old.from, old.to), old.from, d.block, since)
+		version, old.Class(), old.From, d.block, since)
 	if err != nil {
 		return fmt.Errorf("retire time: %w", err)
 	}

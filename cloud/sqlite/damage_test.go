@@ -65,7 +65,7 @@ func TestDamage_IsReportedAndShortensNothingElse(t *testing.T) {
 			if c.says == "" {
 				return
 			}
-			s.limits.samples = 8 // several passes meet the block; it is reported once
+			s.limits.Samples = 8 // several passes meet the block; it is reported once
 			var got []cloud.Record
 			err := s.Samples(t.Context(), cloud.Query{}, func(r cloud.Record) error { got = append(got, r); return nil })
 			if err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "1 stored blocks can't be read: block 3 (gateway north, epoch ") {

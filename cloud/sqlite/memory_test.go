@@ -66,7 +66,7 @@ func TestSamples_MemoryDoesNotGrowWithTheResult(t *testing.T) {
 func TestSamples_MemoryIsBoundedWhereAllBlocksOverlap(t *testing.T) {
 	const blocks, size, textBytes = 200, 100, 2500 // 20,000 samples, 50 MB of text
 	s := openTest(t)
-	s.limits.textBytes = 2 << 20
+	s.limits.TextBytes = 2 << 20
 	if err := s.AddGateway(t.Context(), "north", [32]byte{1}); err != nil {
 		t.Fatal(err)
 	}

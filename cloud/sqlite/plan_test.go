@@ -8,6 +8,7 @@ import (
 
 	"touchline"
 	"touchline/cloud"
+	"touchline/cloud/merge"
 	"touchline/cloud/recordertest"
 )
 
@@ -55,7 +56,7 @@ func decodes(t *testing.T, s *Store, q cloud.Query) (samples, blocks int) {
 // also those of several gateways and in any order of arrival, are read once.
 func TestSamples_ReadsBlocksOfATimeOnce(t *testing.T) {
 	s := openTest(t)
-	s.limits.samples = 8000
+	s.limits.Samples = 8000
 	var work []cloud.Delivery
 	for i, gateway := range []string{"north", "south", "east"} {
 		if err := s.AddGateway(t.Context(), gateway, [32]byte{byte(i)}); err != nil {
@@ -70,7 +71,7 @@ func TestSamples_ReadsBlocksOfATimeOnce(t *testing.T) {
 	}
 	// Three blocks at once do not fit any more: passes, but each of them
 	// reads only around its own time.
-	s.limits.samples = 2000
+	s.limits.Samples = 2000
 	if samples, blocks := decodes(t, s, cloud.Query{}); samples != 120_000 || blocks <= 120 || blocks > 8*120 {
 		t.Errorf("%d samples from %d blocks, want 120000 from a few times 120", samples, blocks)
 	}
@@ -79,7 +80,7 @@ func TestSamples_ReadsBlocksOfATimeOnce(t *testing.T) {
 // The least that a pass may hold is one sample, however large.
 func TestSamples_YieldsValuesLargerThanTheLimit(t *testing.T) {
 	s := openTest(t)
-	s.limits = limits{samples: 4, textBytes: 100}
+	s.limits = merge.Limits{Samples: 4, TextBytes: 100}
 	if err := s.AddGateway(t.Context(), "north", [32]byte{1}); err != nil {
 		t.Fatal(err)
 	}

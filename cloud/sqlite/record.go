@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/bits"
 	"slices"
 	"strings"
 
-	"touchline"
 	"touchline/cloud"
+	"touchline/cloud/merge"
 )
 
 // Record implements cloud.Recorder. It costs one sync, one insert for each
@@ -119,11 +118,10 @@ func (r *recording) deliver(d *cloud.Delivery) (cloud.Outcome, error) {
 
 func (r *recording) store(d *cloud.Delivery, cur *cursor) error {
 	b := &d.Block
-	minTime, maxTime := timeSpan(d.Samples)
-	place := placed{span: span{minTime, maxTime}, gateway: cur.gateway}
+	place := placed{Span: merge.SpanOf(d.Samples), gateway: cur.gateway}
 	result, err := r.tx.Exec(`
 		INSERT INTO block (cursor, first, count, crc, received, filter, data) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-		cur.id, int64(b.First), b.Count, b.CRC, d.Received.UnixNano(), newNameFilter(d.Samples), nonNil(b.Data))
+		cur.id, int64(b.First), b.Count, b.CRC, d.Received.UnixNano(), merge.NewNameFilter(d.Samples), nonNil(b.Data))
 	if err != nil {
 		return fmt.Errorf("insert: %w", err)
 	}
@@ -153,9 +151,9 @@ func (r *recording) doubt(d *cloud.Delivery, place *placed) error {
 	if err != nil {
 		return err
 	}
-	row := doubtOf(place.block, d.Clock, d.Samples)
+	row := doubt{block: place.block, by: d.Clock.Clock, stamps: merge.StampsOf(d.Samples)}
 	place.by = cloud.Correct(row.by, boot.known)
-	place.span = row.spanBy(place.by)
+	place.Span = row.stamps.By(place.by)
 	return row.insert(r.tx, boot.id)
 }
 
@@ -257,25 +255,6 @@ func (r *recording) update() error {
 		}
 	}
 	return nil
-}
-
-// timeSpan returns the times of the oldest and the newest sample.
-func timeSpan(samples []touchline.Sample) (minTime, maxTime int64) {
-	minTime, maxTime = samples[0].Time, samples[0].Time
-	for i := range samples {
-		minTime = min(minTime, samples[i].Time)
-		maxTime = max(maxTime, samples[i].Time)
-	}
-	return minTime, maxTime
-}
-
-// spanClass returns the class of a block's length in time: blocks of class c
-// last less than 16^c ns (class 16: any length). Queries look for blocks
-// class by class, since from the length they know how long before a time a
-// block that reaches it can begin; one block from a clock that jumped by
-// decades then costs the others nothing.
-func spanClass(minTime, maxTime int64) int {
-	return (bits.Len64(uint64(maxTime)-uint64(minTime)) + 3) / 4
 }
 
 // shorten bounds what is stored of a text that comes from outside.

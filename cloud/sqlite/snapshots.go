@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 )
 
@@ -31,15 +30,15 @@ func (s *snapshots) drop(r *reading) {
 // errSwept says that a query may have missed samples.
 var errSwept = errors.New("another process recorded the correction of a gateway's clock, and samples moved meanwhile: ask again")
 
-// swept says whether rows that the query needed may have been deleted, by
-// another process that did not know of it.
-func (r *reading) swept(ctx context.Context) error {
+// Complete implements merge.Shelf: it says whether rows that the query needed
+// may have been deleted, by another process that did not know of it.
+func (r *reading) Complete(ctx context.Context) error {
 	var swept int64
 	if err := r.store.read.QueryRowContext(ctx, `SELECT value FROM meta WHERE key = 'swept'`).Scan(&swept); err != nil {
-		return fmt.Errorf("query samples: %w", err)
+		return err
 	}
 	if swept > r.version {
-		return fmt.Errorf("query samples: %w", errSwept)
+		return errSwept
 	}
 	return nil
 }

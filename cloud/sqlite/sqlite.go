@@ -15,12 +15,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
 
 	"touchline/cloud"
+	"touchline/cloud/merge"
 	"touchline/internal/folder"
 )
 
@@ -34,7 +34,7 @@ const (
 	maxReaders = 4
 
 	// maxQueries bounds the Samples calls that run at once; further ones
-	// wait. Each needs up to about 50 MiB (see selection), so 400 MiB in
+	// wait. Each needs up to about 50 MiB (see merge.DefaultLimits), so 400 MiB in
 	// the worst case and a tenth of that in the usual one.
 	maxQueries = 8
 )
@@ -65,9 +65,9 @@ type Store struct {
 	snapshots snapshots
 
 	queries chan struct{} // a place for each running Samples
-	limits  limits        // of one query's memory
+	limits  merge.Limits  // of one query's memory
 
-	decoded, damaged atomic.Uint64 // blocks, for queries
+	counters merge.Counters
 }
 
 var (
@@ -100,7 +100,7 @@ func openOn(ctx context.Context, vfs, dir string, logger *slog.Logger) (*Store, 
 		known:       newCursorCache(),
 		redemptions: newRedemptions(),
 		queries:     make(chan struct{}, maxQueries),
-		limits:      defaultLimits,
+		limits:      merge.DefaultLimits,
 	}
 	if s.presence, err = enterFolder(ctx, dir); err != nil {
 		return nil, fmt.Errorf("open record store: %w", err)
@@ -231,5 +231,5 @@ type Stats struct {
 
 // Stats returns the counters.
 func (s *Store) Stats() Stats {
-	return Stats{Queries: len(s.queries), Decoded: s.decoded.Load(), Damaged: s.damaged.Load()}
+	return Stats{Queries: len(s.queries), Decoded: s.counters.Decoded.Load(), Damaged: s.counters.Damaged.Load()}
 }

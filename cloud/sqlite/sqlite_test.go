@@ -10,6 +10,7 @@ import (
 	"github.com/mattn/go-sqlite3"
 	"go.uber.org/goleak"
 
+	"touchline/cloud/merge"
 	"touchline/cloud/recordertest"
 )
 
@@ -103,7 +104,7 @@ func TestConformance_InManyPasses(t *testing.T) {
 	root := t.TempDir()
 	recordertest.Run(t, func(t *testing.T) recordertest.Store {
 		s := open(t, filepath.Join(root, filepath.Base(t.Name())))
-		s.limits = limits{samples: 200, textBytes: 100}
+		s.limits = merge.Limits{Samples: 200, TextBytes: 100}
 		return auditedStore{testStore{s}, t, &sync.Once{}}
 	})
 }

@@ -1,4 +1,4 @@
-package sqlite
+package merge
 
 import (
 	"fmt"
@@ -21,7 +21,7 @@ func namedSamples(sensors, metrics int) []touchline.Sample {
 func TestNameFilter_HasEveryNameOfItsBlock(t *testing.T) {
 	for _, sensors := range []int{1, 2, 30, 200, 600, 1000, 1020, 5000} {
 		samples := namedSamples(sensors, 5)
-		f := newNameFilter(samples)
+		f := NewNameFilter(samples)
 		if len(f) > maxFilterBytes {
 			t.Fatalf("%d sensors: the filter has %d bytes, want at most %d", sensors, len(f), maxFilterBytes)
 		}
@@ -38,7 +38,7 @@ func TestNameFilter_FalsePositives(t *testing.T) {
 		sensors int
 		most    float64 // share of other names that pass
 	}{{1, 0.05}, {10, 0.03}, {100, 0.02}, {195, 0.02}, {600, 0.3}} {
-		f := newNameFilter(namedSamples(c.sensors, 5))
+		f := NewNameFilter(namedSamples(c.sensors, 5))
 		passed := 0
 		const others = 20_000
 		for i := range others {
@@ -64,7 +64,7 @@ func TestNameFilter_HashStays(t *testing.T) {
 	}
 }
 
-func TestSpanClass_BoundsTheSpan(t *testing.T) {
+func TestSpan_ClassBoundsIt(t *testing.T) {
 	for _, c := range []struct {
 		minTime, maxTime int64
 		class            int
@@ -72,8 +72,8 @@ func TestSpanClass_BoundsTheSpan(t *testing.T) {
 		{5, 5, 0}, {5, 6, 1}, {0, 15, 1}, {0, 16, 2}, {-8, 7, 1}, {0, 1e9, 8},
 		{0, math.MaxInt64, 16}, {math.MinInt64, math.MaxInt64, 16}, {math.MinInt64, math.MinInt64, 0}, {0, 1<<60 - 1, 15}, {0, 1 << 60, 16},
 	} {
-		if got := spanClass(c.minTime, c.maxTime); got != c.class {
-			t.Errorf("spanClass(%d, %d) = %d, want %d", c.minTime, c.maxTime, got, c.class)
+		if got := (Span{c.minTime, c.maxTime}).Class(); got != c.class {
+			t.Errorf("Span{%d, %d}.Class() = %d, want %d", c.minTime, c.maxTime, got, c.class)
 		}
 	}
 }

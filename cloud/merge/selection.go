@@ -1,4 +1,4 @@
-package sqlite
+package merge
 
 import (
 	"bytes"
@@ -10,17 +10,17 @@ import (
 	"touchline/cloud"
 )
 
-// limits bound the memory of one query.
-type limits struct {
-	samples   int // held at most, before the block that goes beyond
-	textBytes int // of text and bytes values, likewise
+// Limits bound the memory of one query.
+type Limits struct {
+	Samples   int // held at most, before the block that goes beyond
+	TextBytes int // of text and bytes values, likewise
 }
 
-// A held sample takes 120 bytes and its place in the order 32. With one block
+// DefaultLimits: a held sample takes 120 bytes and its place in the order 32. With one block
 // of 65,536 samples on top that is 27 MB; text adds 16 MiB and one block's 4
 // MiB; the decoded block itself 6 + 4 MB. Around 50 MiB, and in the usual
 // case (few values that are text) half of it.
-var defaultLimits = limits{samples: 131_072, textBytes: 16 << 20}
+var DefaultLimits = Limits{Samples: 131_072, TextBytes: 16 << 20}
 
 // firstDue is how many samples are held before any is yielded, at first: few
 // enough to be sorted in the processor's cache. Where many blocks overlap in
@@ -30,7 +30,7 @@ const firstDue = 16_384
 // A selection holds the samples that are the next to be yielded: of all that
 // were added, those behind the last one yielded and before bound.
 type selection struct {
-	limits    limits
+	limits    Limits
 	held      []held
 	textBytes int
 	dueAt     int     // 0 means firstDue
@@ -95,7 +95,7 @@ func (s *selection) add(h held) {
 
 // due says whether it is time to yield what can be yielded.
 func (s *selection) due() bool {
-	return len(s.held) >= max(s.dueAt, min(firstDue, s.limits.samples)) || s.textBytes >= s.limits.textBytes
+	return len(s.held) >= max(s.dueAt, min(firstDue, s.limits.Samples)) || s.textBytes >= s.limits.TextBytes
 }
 
 // endsBefore says whether a block whose oldest sample has this time can add
@@ -141,9 +141,9 @@ func (s *selection) yield(order []place, yield func(cloud.Record) error) error {
 // more from now on, and at the limit gives up the upper half of what is held.
 func (s *selection) makeRoom() {
 	if len(s.held) > s.dueAt/2 {
-		s.dueAt = min(max(2*s.dueAt, firstDue), s.limits.samples)
+		s.dueAt = min(max(2*s.dueAt, firstDue), s.limits.Samples)
 	}
-	if len(s.held) >= s.limits.samples/4*3 || s.textBytes >= s.limits.textBytes/4*3 {
+	if len(s.held) >= s.limits.Samples/4*3 || s.textBytes >= s.limits.TextBytes/4*3 {
 		s.cut()
 	}
 }
@@ -152,12 +152,12 @@ func (s *selection) makeRoom() {
 // blocks overlap in time than a query's memory holds.
 func (s *selection) cut() {
 	order := s.sorted(func(*held) bool { return true })
-	keep := make([]held, 0, s.limits.samples/2+1)
+	keep := make([]held, 0, s.limits.Samples/2+1)
 	text := 0
 	for _, p := range order {
 		h := s.held[p.index]
 		text += len(h.sample.Value.Text())
-		if len(keep) > 0 && (len(keep) >= s.limits.samples/2 || text > s.limits.textBytes/2) {
+		if len(keep) > 0 && (len(keep) >= s.limits.Samples/2 || text > s.limits.TextBytes/2) {
 			s.bound, s.bounded = h.key(), true
 			break
 		}

@@ -1,4 +1,4 @@
-package sqlite
+package merge
 
 import (
 	"slices"
@@ -6,12 +6,12 @@ import (
 	"touchline"
 )
 
-// A nameFilter says which sensors and metrics a block surely does not have:
+// A NameFilter says which sensors and metrics a block surely does not have:
 // a Bloom filter with filterBitsPerName bits for each different name and
 // filterProbes bits set for it, as many bytes as that needs. A query for one
 // sensor then decodes the blocks that have it and about 1 % of the others
 // (measured: TestNameFilter_FalsePositives). Empty means: may have any.
-type nameFilter []byte
+type NameFilter []byte
 
 const (
 	filterBitsPerName = 10
@@ -24,9 +24,9 @@ const (
 	maxFilterNames = 1024
 )
 
-// newNameFilter returns the filter of a block's samples. Samples in a block
+// NewNameFilter returns the filter of a block's samples. Samples in a block
 // stand in runs of one series, so almost all names equal the one before.
-func newNameFilter(samples []touchline.Sample) nameFilter {
+func NewNameFilter(samples []touchline.Sample) NameFilter {
 	var hashes []uint64
 	for i := range samples {
 		s := &samples[i]
@@ -40,9 +40,9 @@ func newNameFilter(samples []touchline.Sample) nameFilter {
 	slices.Sort(hashes)
 	hashes = slices.Compact(hashes)
 	if len(hashes) > maxFilterNames {
-		return nameFilter{}
+		return NameFilter{}
 	}
-	f := make(nameFilter, min((len(hashes)*filterBitsPerName+7)/8, maxFilterBytes))
+	f := make(NameFilter, min((len(hashes)*filterBitsPerName+7)/8, maxFilterBytes))
 	for _, h := range hashes {
 		for i := range filterProbes {
 			bit := f.bit(h, i)
@@ -53,7 +53,7 @@ func newNameFilter(samples []touchline.Sample) nameFilter {
 }
 
 // mayHave says whether the block may have the name with this hash.
-func (f nameFilter) mayHave(hash uint64) bool {
+func (f NameFilter) mayHave(hash uint64) bool {
 	if len(f) == 0 {
 		return true
 	}
@@ -66,8 +66,14 @@ func (f nameFilter) mayHave(hash uint64) bool {
 	return true
 }
 
+// Hides says whether a query for the sample's sensor or metric would not find
+// it by this filter: one that is right hides none of its block's.
+func (f NameFilter) Hides(s *touchline.Sample) bool {
+	return !f.mayHave(sensorHash(s.Sensor)) || !f.mayHave(metricHash(s.Metric))
+}
+
 // bit returns the i-th bit of a hash: double hashing with its two halves.
-func (f nameFilter) bit(hash uint64, i int) uint32 {
+func (f NameFilter) bit(hash uint64, i int) uint32 {
 	return (uint32(hash) + uint32(i)*(uint32(hash>>32)|1)) % uint32(len(f)*8)
 }
 
