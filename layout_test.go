@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"touchline/uplink":              {"touchline", "touchline/wire"},
 	"touchline/cloud":               {"touchline", "touchline/internal/here", "touchline/config", "touchline/wire", "touchline/payload", "touchline/identity", "touchline/archive", "touchline/credential"},
 	"touchline/cloud/sqlite":        {"touchline/credential", "touchline", "touchline/wire", "touchline/cloud", "touchline/cloud/merge", "touchline/identity", "touchline/internal/folder"},
+	"touchline/cloud/postgres":      {"touchline", "touchline/wire", "touchline/cloud", "touchline/cloud/merge", "touchline/credential", "touchline/identity"},
 	"touchline/cloud/merge":         {"touchline", "touchline/wire", "touchline/cloud"},
 	"touchline/cloud/recordertest":  {"touchline/credential", "touchline", "touchline/wire", "touchline/cloud", "touchline/identity"},
 	"touchline/systemd":             {},
@@ -50,6 +51,7 @@ var mayImport = map[string][]string{
 	"touchline/internal/faultvfs":   {},
 	"touchline/internal/fuzzall":    {},
 	"touchline/internal/netlab":     {},
+	"touchline/internal/pgtest":     {},
 	"touchline/internal/testreport": {},
 	"touchline/internal/uml":        {},
 }
@@ -57,6 +59,7 @@ var mayImport = map[string][]string{
 // onlyIn says which libraries a single package wraps.
 var onlyIn = map[string][]string{
 	"github.com/golang-jwt/jwt/v5":       {"touchline/credential"},
+	"github.com/jackc/pgx/v5":            {"touchline/cloud/postgres", "touchline/internal/pgtest"},
 	"github.com/kardianos/service":       {"touchline/installer"},
 	"github.com/mattn/go-sqlite3":        {"touchline/buffer", "touchline/cloud/sqlite", "touchline/internal/faultvfs"},
 	"github.com/mochi-mqtt/server/v2":    {"touchline/sensors"},

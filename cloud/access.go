@@ -62,6 +62,10 @@ var ErrLastKey = errors.New("it is the last key of the gateway that counts")
 // or a claim code, brings it back.
 var ErrRemovedKey = errors.New("the key was removed")
 
+// ErrExists is wrapped by the errors of a record store for what is registered
+// already: a gateway's id, a token, a key, the name of an API key.
+var ErrExists = errors.New("exists already")
+
 // An Enrolment is a gateway's wish to have its key registered, its proof checked.
 type Enrolment struct {
 	Claim   [32]byte // credential.Claim's Hash

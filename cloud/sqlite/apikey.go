@@ -11,7 +11,7 @@ import (
 	"touchline/credential"
 )
 
-// AddAPIKey keeps an API key. ErrExists is in the error where there is one of
+// AddAPIKey keeps an API key. cloud.ErrExists is in the error where there is one of
 // this name.
 func (s *Store) AddAPIKey(ctx context.Context, k cloud.APIKey) error {
 	err := s.change(ctx, func(tx *sql.Tx) error {
@@ -21,7 +21,7 @@ func (s *Store) AddAPIKey(ctx context.Context, k cloud.APIKey) error {
 			return err
 		}
 		if n, err := result.RowsAffected(); err == nil && n == 0 {
-			return fmt.Errorf("it %w", ErrExists)
+			return fmt.Errorf("it %w", cloud.ErrExists)
 		}
 		return err
 	})

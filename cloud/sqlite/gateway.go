@@ -12,10 +12,6 @@ import (
 	"touchline/wire"
 )
 
-// ErrExists is wrapped by the error of AddGateway for an id or token that is
-// registered already.
-var ErrExists = errors.New("exists already")
-
 var errNotRegistered = errors.New("the gateway is not registered")
 
 // AddGateway registers a gateway with the SHA-256 of its token. It is durable
@@ -39,7 +35,7 @@ func (s *Store) AddGateway(ctx context.Context, id string, tokenHash [32]byte) (
 	if added, err := result.RowsAffected(); err != nil {
 		return fail(err)
 	} else if added == 0 {
-		return fail(fmt.Errorf("it, or a gateway with this token, %w", ErrExists))
+		return fail(fmt.Errorf("it, or a gateway with this token, %w", cloud.ErrExists))
 	}
 	if err := tx.Commit(); err != nil {
 		return fail(err)

@@ -34,7 +34,7 @@ const maxKeys = 16
 // AddGatewayKey registers a public key as a gateway's. It is durable when it
 // returns nil, and every process that has the store open knows it from then
 // on. One that is registered as this gateway's is no error; one of another
-// gateway is ErrExists.
+// gateway is cloud.ErrExists.
 func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.PublicKey) (err error) {
 	fail := func(err error) error { return fmt.Errorf("add key of gateway %s: %w", gateway, err) }
 	tx, err := s.beginWrite(ctx)
@@ -56,7 +56,7 @@ func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.
 	case err == nil && owner == gateway && !removed:
 		return nil
 	case err == nil && owner != gateway:
-		return fail(fmt.Errorf("it is that of gateway %s and %w", owner, ErrExists))
+		return fail(fmt.Errorf("it is that of gateway %s and %w", owner, cloud.ErrExists))
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fail(err)
 	}

@@ -49,7 +49,7 @@ func gatewayAddCommand(s *settings) *cobra.Command {
 			err := s.withStore(cmd, func(store *sqlite.Store) error {
 				return store.AddGateway(cmd.Context(), args[0], sha256.Sum256([]byte(token)))
 			})
-			if errors.Is(err, sqlite.ErrExists) {
+			if errors.Is(err, cloud.ErrExists) {
 				return fmt.Errorf("gateway %s is there already; its token was printed when it was added", args[0])
 			}
 			if err != nil {

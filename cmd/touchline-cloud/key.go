@@ -71,7 +71,7 @@ its SHA-256 only. Send it as "Authorization: Bearer KEY". Scopes are read
 				k.Expires = now.Add(life)
 			}
 			err = s.withStore(cmd, func(store *sqlite.Store) error { return store.AddAPIKey(cmd.Context(), k) })
-			if errors.Is(err, sqlite.ErrExists) {
+			if errors.Is(err, cloud.ErrExists) {
 				return fmt.Errorf("there is a key %s already: choose another name, since names stay in the list", args[0])
 			}
 			if err != nil {

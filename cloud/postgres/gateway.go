@@ -1,0 +1,275 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"touchline"
+	"touchline/cloud"
+	"touchline/identity"
+	"touchline/wire"
+)
+
+// A querier is the pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, query string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, query string, args ...any) pgx.Row
+	Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error)
+}
+
+// gatewayID returns a gateway's id, or errNotRegistered.
+func gatewayID(ctx context.Context, q querier, name string) (id int64, err error) {
+	if touchline.CheckGateway(name) != nil {
+		return 0, errNotRegistered // the server takes no NUL, for one
+	}
+	err = q.QueryRow(ctx, `SELECT id FROM gateway WHERE name = $1`, name).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = errNotRegistered
+	}
+	return id, err
+}
+
+// AddGateway registers a gateway with the SHA-256 of its token. It is durable
+// when it returns nil, and every node knows the gateway from then on.
+// cloud.ErrExists is in the error for an id or a token that is there.
+func (s *Store) AddGateway(ctx context.Context, id string, tokenHash [32]byte) error {
+	if err := touchline.CheckGateway(id); err != nil {
+		return fmt.Errorf("add gateway: %w", err)
+	}
+	err := s.change(ctx, func(tx pgx.Tx) error {
+		done, err := tx.Exec(ctx, `INSERT INTO gateway (name, token_sha256, added) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+			id, tokenHash[:], time.Now().UnixNano())
+		if err == nil && done.RowsAffected() == 0 {
+			err = fmt.Errorf("it, or a gateway with this token, %w", cloud.ErrExists)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("add gateway %s: %w", id, err)
+	}
+	return nil
+}
+
+// GatewayByToken implements cloud.Registry.
+func (s *Store) GatewayByToken(ctx context.Context, sha256 [32]byte) (id string, err error) {
+	err = s.pool.QueryRow(ctx, `SELECT name FROM gateway WHERE token_sha256 = $1 AND revoked IS NULL`, sha256[:]).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", cloud.ErrUnknownToken
+	}
+	if err != nil {
+		return "", fmt.Errorf("look up token: %w", err)
+	}
+	return id, nil
+}
+
+// NewSession implements cloud.Registry. The number rises in one statement,
+// whatever node asks, so that of two sessions of a gateway every node knows
+// which is the older (see Overtaken).
+func (s *Store) NewSession(ctx context.Context, gateway string) (store string, session uint64, err error) {
+	err = s.change(ctx, func(tx pgx.Tx) error {
+		id, err := gatewayID(ctx, tx, gateway)
+		if err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `UPDATE gateway SET session = session + 1, session_node = $2, last_seen = $3 WHERE id = $1 RETURNING session`,
+			id, s.opts.Node, time.Now().UnixNano()).Scan(&session)
+	})
+	if err != nil {
+		return "", 0, fmt.Errorf("new session of gateway %s: %w", gateway, err)
+	}
+	return s.id, session, nil
+}
+
+// Overtaken returns which of these sessions, by gateway, are not the newest of
+// their gateways any more: those gateways are at another node, or came back to
+// this one.
+func (s *Store) Overtaken(ctx context.Context, sessions map[string]uint64) (gateways []string, err error) {
+	var names []string
+	var numbers []int64
+	for name, number := range sessions {
+		names, numbers = append(names, name), append(numbers, int64(number))
+	}
+	rows, err := s.pool.Query(ctx, `
+		SELECT g.name FROM unnest($1::text[], $2::bigint[]) AS mine (name, session) JOIN gateway g ON g.name = mine.name
+		WHERE g.session > mine.session ORDER BY g.name`, names, numbers)
+	if err == nil {
+		gateways, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for overtaken sessions: %w", err)
+	}
+	return gateways, nil
+}
+
+// Gateways implements cloud.Archive.
+func (s *Store) Gateways(ctx context.Context) (gateways []cloud.Gateway, err error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT name, venue, added, last_stored, last_seen, revoked, cloned, samples, blocks, kept_aside, lost FROM gateway ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("list gateways: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var g cloud.Gateway
+		var added int64
+		var lastStored, lastSeen, revoked, cloned *int64
+		if err := rows.Scan(&g.ID, &g.Venue, &added, &lastStored, &lastSeen, &revoked, &cloned, &g.Samples, &g.Blocks, &g.KeptAside, &g.Lost); err != nil {
+			return nil, fmt.Errorf("list gateways: %w", err)
+		}
+		g.Added = time.Unix(0, added).UTC()
+		for to, from := range map[**time.Time]*int64{&g.LastStored: lastStored, &g.LastSeen: lastSeen, &g.Revoked: revoked, &g.Cloned: cloned} {
+			if from != nil {
+				t := timeOf(from)
+				*to = &t
+			}
+		}
+		gateways = append(gateways, g)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list gateways: %w", err)
+	}
+	return gateways, nil
+}
+
+// Stored implements cloud.Recorder. Epochs that the store does not know, or
+// that are another gateway's, are left out. All answers are of one moment.
+func (s *Store) Stored(ctx context.Context, gateway string, epochs []touchline.Epoch) ([]wire.EpochRanges, error) {
+	if len(epochs) == 0 || touchline.CheckGateway(gateway) != nil {
+		return nil, nil
+	}
+	asked := make([][]byte, len(epochs))
+	for i := range epochs {
+		asked[i] = epochs[i][:]
+	}
+	// Of another gateway's epoch it is what this one sent that is kept aside.
+	rows, err := s.pool.Query(ctx, `
+		SELECT c.epoch, CASE WHEN owner.name = $1 THEN c.ranges ELSE coalesce(kept.ranges, '{}') END
+		FROM unnest($2::bytea[]) WITH ORDINALITY AS asked (epoch, n)
+			JOIN cursor c ON c.epoch = asked.epoch
+			JOIN gateway owner ON owner.id = c.gateway
+			LEFT JOIN LATERAL (
+				SELECT range_agg(int8range(a.first, a.first + a.count)) AS ranges FROM aside a JOIN gateway g ON g.id = a.gateway
+				WHERE owner.name <> $1 AND a.cursor = c.id AND g.name = $1
+			) kept ON true
+		ORDER BY asked.n`, gateway, asked)
+	if err != nil {
+		return nil, fmt.Errorf("read cursors: %w", err)
+	}
+	var stored []wire.EpochRanges
+	var epoch []byte
+	var has multirange
+	_, err = pgx.ForEachRow(rows, []any{&epoch, &has}, func() error {
+		ranges, err := rangesOf(has)
+		if err != nil {
+			return fmt.Errorf("epoch %x: %w", epoch, err)
+		}
+		if len(ranges) > 0 {
+			stored = append(stored, wire.EpochRanges{Epoch: touchline.Epoch(epoch), Ranges: ranges})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read cursors: %w", err)
+	}
+	return stored, nil
+}
+
+// Lost implements cloud.Recorder. A repeat is the same id of the same epoch:
+// ids begin anew where a gateway's buffer file was replaced, epochs don't.
+func (s *Store) Lost(ctx context.Context, gateway string, lost wire.Lost) error {
+	fail := func(err error) error { return fmt.Errorf("record loss %d of gateway %s: %w", lost.ID, gateway, err) }
+	if lost.ID > touchline.MaxSeq {
+		return fail(fmt.Errorf("the id is above %d", uint64(touchline.MaxSeq)))
+	}
+	err := s.change(ctx, func(tx pgx.Tx) error {
+		id, err := gatewayID(ctx, tx, gateway)
+		if err != nil {
+			return err
+		}
+		added, err := tx.Exec(ctx, `
+			INSERT INTO lost (gateway, epoch, id, ranges, cause, min_time, max_time, recorded)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING`,
+			id, lost.Epoch[:], int64(lost.ID), multirangeOf(lost.Ranges), text(lost.Cause), lost.MinTime, lost.MaxTime, time.Now().UnixNano())
+		if err != nil || added.RowsAffected() == 0 {
+			return err // or a repeat
+		}
+		// The sum stays where it is exact and no announcement can overflow it.
+		_, err = tx.Exec(ctx, `UPDATE gateway SET lost = least(lost + $2, $3) WHERE id = $1`,
+			id, int64(min(lost.Ranges.Count(), touchline.MaxSeq)), int64(touchline.MaxSeq))
+		return err
+	})
+	if err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// maxKeys bounds the keys of one gateway: one in use, and some that it had.
+const maxKeys = 16
+
+// AddGatewayKey registers a public key as a gateway's. It is durable when it
+// returns nil, and every node knows it from then on. One that is registered as
+// this gateway's is no error; one of another gateway is cloud.ErrExists.
+func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.PublicKey) error {
+	err := s.change(ctx, func(tx pgx.Tx) error {
+		id, err := lockGateway(ctx, tx, gateway, "")
+		if err != nil {
+			return err
+		}
+		added, err := tx.Exec(ctx, `INSERT INTO gateway_key (key, gateway, added) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, key[:], id, time.Now().UnixNano())
+		if err != nil {
+			return err
+		}
+		if added.RowsAffected() == 0 {
+			var owner string
+			row := tx.QueryRow(ctx, `SELECT name FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway WHERE key = $1`, key[:])
+			if err := row.Scan(&owner); err != nil || owner == gateway {
+				return err
+			}
+			return fmt.Errorf("it is that of gateway %s and %w", owner, cloud.ErrExists)
+		}
+		var keys int
+		if err := tx.QueryRow(ctx, `SELECT count(*) FROM gateway_key WHERE gateway = $1`, id).Scan(&keys); err != nil {
+			return err
+		}
+		if keys > maxKeys {
+			return fmt.Errorf("it has %d keys: no more are kept", maxKeys)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("add key of gateway %s: %w", gateway, err)
+	}
+	return nil
+}
+
+// lockGateway returns a gateway's id and has its row until the transaction
+// ends, if condition holds for it.
+func lockGateway(ctx context.Context, tx pgx.Tx, name, condition string) (id int64, err error) {
+	if touchline.CheckGateway(name) != nil {
+		return 0, errNotRegistered
+	}
+	err = tx.QueryRow(ctx, `SELECT id FROM gateway WHERE name = $1 `+condition+` FOR NO KEY UPDATE`, name).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = errNotRegistered
+	}
+	return id, err
+}
+
+// GatewayKeys implements cloud.Registry.
+func (s *Store) GatewayKeys(ctx context.Context, gateway string) ([]identity.PublicKey, error) {
+	known, err := handshakeKeys(ctx, s.pool, gateway)
+	if err != nil {
+		return nil, fmt.Errorf("read keys of gateway %s: %w", gateway, err)
+	}
+	var keys []identity.PublicKey
+	for _, k := range known {
+		keys = append(keys, identity.PublicKey(k.Public))
+	}
+	return keys, nil
+}
