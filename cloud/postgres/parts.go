@@ -30,7 +30,7 @@ func (d day) table(of string) string { return of + "_" + d.date().Format("200601
 // daysAhead is how many partitions are there before they are needed: a node
 // that can't make any, since somebody's query of weeks has the table, records
 // for as long.
-const daysAhead = 3
+const daysAhead = 2
 
 const (
 	// tendEvery is how often Run looks. A day is 24 times as long.

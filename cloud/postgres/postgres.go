@@ -115,11 +115,7 @@ func openOn(ctx context.Context, config *pgxpool.Config, opts Options, logger *s
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("open record store: %w", err)
 	}
-	err = s.migrate(ctx)
-	if err == nil {
-		err = s.makeParts(ctx)
-	}
-	if err != nil {
+	if err := s.migrate(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open record store: %w", err), s.Close())
 	}
 	return s, nil

@@ -150,15 +150,26 @@ func TestConformance(t *testing.T) { conformance(t, merge.DefaultLimits) }
 
 // With almost no memory for a query every query needs many passes.
 func TestConformance_InManyPasses(t *testing.T) {
+	if os.Getenv("TOUCHLINE_TEST_LONG") == "" {
+		t.Skip("long: what a query holds is package merge's, and the suite of cloud/sqlite tests it each time (TOUCHLINE_TEST_LONG=1)")
+	}
 	conformance(t, merge.Limits{Samples: 200, TextBytes: 100})
 }
 
 func conformance(t *testing.T, limits merge.Limits) {
 	server := pgtest.Shared(t)
+	template := server.Database(t)
+	made := open(t, template)
+	if err := made.makeParts(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := made.Close(); err != nil {
+		t.Fatal(err)
+	}
 	databases := make(map[string]string)
 	recordertest.Run(t, func(t *testing.T) recordertest.Store {
 		if databases[t.Name()] == "" {
-			databases[t.Name()] = server.Database(t)
+			databases[t.Name()] = server.Clone(t, template)
 		}
 		c := &cutter{}
 		s := openCut(t, databases[t.Name()], c)
