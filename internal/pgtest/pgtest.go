@@ -27,6 +27,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// Password is that of the user postgres on these servers.
+const Password = "not-a-secret"
+
 // Main runs the tests of a binary and stops the server that they used.
 func Main(m *testing.M) int {
 	defer stopShared()
@@ -181,8 +184,12 @@ func (s *Server) begin() error {
 		}
 		s.user = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	}
-	if out, err := s.command("initdb", "--pgdata", s.data(), "--username", "postgres", "--auth", "trust",
-		"--encoding", "UTF8", "--locale", "C", "--no-instructions").CombinedOutput(); err != nil {
+	pwfile := filepath.Join(s.dir, "password")
+	if err := os.WriteFile(pwfile, []byte(Password+"\n"), 0o644); err != nil {
+		return err
+	}
+	if out, err := s.command("initdb", "--pgdata", s.data(), "--username", "postgres", "--pwfile", pwfile,
+		"--auth-local", "trust", "--auth-host", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-instructions").CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
 	probe, err := net.Listen("tcp", "127.0.0.1:0")
@@ -220,7 +227,7 @@ func (s *Server) up() error {
 	}
 	defer log.Close()
 	cmd := s.command("postgres", "-D", s.data(), "-p", strconv.Itoa(s.port), "-k", s.dir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "fsync=on", "-c", "max_connections=60",
+		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=60",
 		"-c", "shared_buffers=64MB", "-c", "max_wal_size=2GB", "-c", "log_min_messages=warning")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -287,9 +294,9 @@ func (s *Server) Resume(t testing.TB) {
 	}
 }
 
-// URL returns that of a database on the server, whose password is none.
+// URL returns that of a database on the server.
 func (s *Server) URL(database string) string {
-	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", s.port, database)
+	return fmt.Sprintf("postgres://postgres:%s@127.0.0.1:%d/%s?sslmode=disable", Password, s.port, database)
 }
 
 // Database makes an empty database and returns its URL.

@@ -1,0 +1,165 @@
+package postgres
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+
+	"touchline"
+	"touchline/cloud/recordertest"
+	"touchline/internal/pgtest"
+)
+
+func TestOpen_NodesThatComeAtOnceMakeOneSchema(t *testing.T) {
+	url := pgtest.Database(t)
+	var group errgroup.Group
+	ids := make([]string, 6)
+	for i := range ids {
+		group.Go(func() error {
+			s, err := Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				return err
+			}
+			ids[i] = s.ID()
+			return errors.Join(s.makeParts(t.Context()), s.Close())
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		if id == "" || id != ids[0] {
+			t.Fatalf("the nodes say that the store is %q", ids)
+		}
+	}
+}
+
+func TestOpen_RefusesANewerSchema(t *testing.T) {
+	url := pgtest.Database(t)
+	if err := open(t, url).Close(); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Exec(t, url, `UPDATE touchline.meta SET value = '99' WHERE key = 'schema'`)
+	s, err := Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler))
+	if !errors.Is(err, errNewer) || !strings.Contains(err.Error(), "schema 99") {
+		t.Fatalf("Open = %v, %v: want a refusal that names schema 99", s, err)
+	}
+}
+
+// What would let a power cut take away what was called stored.
+func TestOpen_RefusesAServerThatDoesNotSync(t *testing.T) {
+	server := pgtest.Shared(t)
+	url := server.Database(t)
+	for name, setting := range map[string]struct{ set, reset, says string }{
+		"fsync":              {`ALTER SYSTEM SET fsync = off`, `ALTER SYSTEM RESET fsync`, "fsync = off"},
+		"synchronous_commit": {`ALTER ROLE postgres SET synchronous_commit = off`, `ALTER ROLE postgres RESET synchronous_commit`, "synchronous_commit = off"},
+		"only written":       {`ALTER ROLE postgres SET synchronous_commit = remote_write`, `ALTER ROLE postgres RESET synchronous_commit`, "synchronous_commit = remote_write"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// A reload reaches a new connection when the postmaster has read it.
+			reload := func(statement string) {
+				pgtest.Exec(t, url, statement)
+				pgtest.Exec(t, url, `SELECT pg_reload_conf()`)
+			}
+			reload(setting.set)
+			defer reload(setting.reset)
+			var err error
+			for range 1000 {
+				var s *Store
+				if s, err = Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler)); err != nil {
+					break
+				}
+				_ = s.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), setting.says) || !strings.Contains(err.Error(), "store_unsynced") {
+				t.Fatalf("Open: %v\nwant a refusal that says %q and what to do", err, setting.says)
+			}
+			if err := openWith(t, Options{URL: url, AllowUnsynced: true}).Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestOpen_TakesThePasswordFromAFileAtEachConnect(t *testing.T) {
+	url := strings.Replace(pgtest.Database(t), ":"+pgtest.Password+"@", "@", 1)
+	file := filepath.Join(t.TempDir(), "password")
+	write := func(password string) {
+		if err := os.WriteFile(file, []byte(password), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, wrong := range []string{"", "secret-but-wrong\n"} {
+		write(wrong)
+		_, err := Open(t.Context(), Options{URL: url, PasswordFile: file}, slog.New(slog.DiscardHandler))
+		if err == nil || strings.Contains(err.Error(), "secret-but-wrong") {
+			t.Fatalf("Open with the password %q: %v, want an error that does not show it", wrong, err)
+		}
+	}
+	write(pgtest.Password + "\n")
+	s := openWith(t, Options{URL: url, PasswordFile: file})
+	defer s.Close()
+	write("another one\n")
+	s.pool.Reset()
+	if _, err := s.Gateways(t.Context()); err == nil {
+		t.Fatal("a new connection did not read the file again")
+	}
+	write(pgtest.Password)
+	if _, err := s.Gateways(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Transaction ids compare within one cluster only: in another one that a dump
+// came to, those of its rows are in the future.
+func TestRestore_IntoAnotherClusterShowsAllThatWasStored(t *testing.T) {
+	from := pgtest.Shared(t)
+	url := from.Database(t)
+	s := open(t, url)
+	defer s.Close()
+	addGateways(t, s, "north")
+	unset := touchline.Clock{Boot: touchline.Boot{1}, State: touchline.ClockUnset, Offset: 5e9}
+	right := touchline.Clock{Boot: touchline.Boot{1}, State: touchline.ClockSynchronised, Offset: 1_780_000_000e9}
+	epoch := touchline.NewEpoch()
+	first := recordertest.Clocked(t, recordertest.NewDelivery(t, "north", epoch, 1, recordertest.Stamped(20e9, 50e9, 1e9, 50)), unset)
+	record(t, s, first)
+	if err := s.Clock(t.Context(), "north", right); err != nil { // a place is out of force
+		t.Fatal(err)
+	}
+	want := fmt.Sprint(query(t, s, allSamples))
+
+	to := pgtest.Start(t, "")
+	restored := to.Database(t)
+	dump := filepath.Join(t.TempDir(), "dump")
+	run(t, from.Program("pg_dump"), "--file", dump, url)
+	run(t, to.Program("psql"), "--quiet", "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "--file", dump, restored)
+	// As it is when the cluster of the dump was older: the new one counts from 1.
+	pgtest.Exec(t, restored, `UPDATE touchline.place SET xid = '4000000000', until = CASE WHEN until IS NOT NULL THEN xid8 '4000000001' END;
+		UPDATE touchline.retired SET until = '4000000001'`)
+	r := open(t, restored)
+	defer r.Close()
+	if got := fmt.Sprint(query(t, r, allSamples)); got != want {
+		t.Fatalf("the restored store has\n%.300s\nwant\n%.300s", got, want)
+	}
+	if r.ID() != s.ID() || r.era != s.era+1 {
+		t.Errorf("the restored store is %s in era %d, after %s in era %d", r.ID(), r.era, s.ID(), s.era)
+	}
+	if outcome := record(t, r, first); !outcome[0].Repeat {
+		t.Errorf("a block that was stored is %+v there", outcome[0])
+	}
+	record(t, r, recordertest.NewDelivery(t, "north", epoch, 201, recordertest.Series("belt", 0, 10, 5)))
+	right.Offset += 7e9
+	if err := r.Clock(t.Context(), "north", right); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(query(t, r, allSamples)); got != 105 {
+		t.Errorf("the restored store has %d samples, want 105", got)
+	}
+	audit(t, r)
+}
