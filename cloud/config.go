@@ -4,6 +4,7 @@ import (
 	_ "embed"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"time"
 
 	"touchline"
@@ -22,6 +23,7 @@ var Defaults []byte
 type Config struct {
 	Listen       string              `toml:"listen"`
 	Data         string              `toml:"data"`
+	Store        string              `toml:"store"`
 	InsecureRead bool                `toml:"insecure_read"`
 	MaxGateways  int                 `toml:"max_gateways"`
 	MaxQueries   int                 `toml:"max_queries"`
@@ -32,7 +34,10 @@ type Config struct {
 	TLS          TLSConfig           `toml:"tls"`
 	Log          touchline.LogConfig `toml:"log"`
 
-	TrustedProxies []string `toml:"trusted_proxies"`
+	StorePasswordFile string   `toml:"store_password_file"`
+	StoreKeepDays     int      `toml:"store_keep_days"`
+	StoreUnsynced     bool     `toml:"store_unsynced"`
+	TrustedProxies    []string `toml:"trusted_proxies"`
 }
 
 // LimitsConfig is the table [limits].
@@ -91,6 +96,7 @@ func (c *Config) Check(report func(key, problem string)) {
 	if c.Data == "" {
 		report("data", "is empty: name a folder for the record store")
 	}
+	c.checkStore(report)
 	bounds := func(key string, v, low, high int64, show func(int64) string) {
 		if v < low || v > high {
 			report(key, fmt.Sprintf("%s is out of bounds: want %s to %s", show(v), show(low), show(high)))
@@ -138,6 +144,33 @@ func (c *Config) Check(report func(key, problem string)) {
 		}
 	}
 	c.Log.Check("log", report)
+}
+
+// checkStore never shows what store is: it may have a password in it.
+func (c *Config) checkStore(report func(key, problem string)) {
+	const want = "want postgres://USER@HOST/DATABASE"
+	u, err := url.Parse(c.Store)
+	secret := false
+	if err == nil {
+		_, secret = u.User.Password()
+		secret = secret || u.Query().Has("password")
+	}
+	switch {
+	case c.Store == "" && c.StorePasswordFile != "":
+		report("store_password_file", "is for PostgreSQL, and store is empty")
+	case c.Store == "" && c.StoreUnsynced:
+		report("store_unsynced", "is for PostgreSQL, and store is empty")
+	case c.Store == "" && c.StoreKeepDays != 0:
+		report("store_keep_days", "is for PostgreSQL, and store is empty: SQLite keeps all")
+	case c.Store == "":
+	case err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql":
+		report("store", "is no address of a PostgreSQL database: "+want)
+	case secret:
+		report("store", "has a password in it: put it alone into a file that only touchline-cloud can read, and name that in store_password_file; "+want)
+	}
+	if c.StoreKeepDays < 0 || c.StoreKeepDays > 36_500 {
+		report("store_keep_days", fmt.Sprintf("%d is out of bounds: want 0 to 36500", c.StoreKeepDays))
+	}
 }
 
 // Options are the settings as a Server takes them.

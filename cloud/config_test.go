@@ -2,6 +2,7 @@ package cloud_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,14 @@ func TestLoadConfig_ReportsBadSettings(t *testing.T) {
 	for _, tc := range []struct{ toml, want string }{
 		{"listen = \"8090\"", ":1: listen: \"8090\" is no address to listen on"},
 		{"data = \"\"", ":1: data: is empty"},
+		{"store = \"mysql://host/db\"", ":1: store: is no address of a PostgreSQL database: want postgres://USER@HOST/DATABASE"},
+		{"store = \"postgres://u:hunter2@host/db\"", ":1: store: has a password in it"},
+		{"store = \"postgres://host/db?password=hunter2\"", ":1: store: has a password in it"},
+		{"store = \"postgres://host:hunter2/db\"", ":1: store: is no address"},
+		{"store_keep_days = 3", ":1: store_keep_days: is for PostgreSQL, and store is empty"},
+		{"store_unsynced = true", ":1: store_unsynced: is for PostgreSQL"},
+		{"store_password_file = \"f\"", ":1: store_password_file: is for PostgreSQL"},
+		{"store = \"postgres://host/db\"\nstore_keep_days = -1", ":2: store_keep_days: -1 is out of bounds: want 0 to 36500"},
 		{"max_gateways = 0", ":1: max_gateways: 0 is out of bounds: want 1 to 100000"},
 		{"\nheartbeat = \"1ms\"", ":2: heartbeat: 1ms is out of bounds: want 1s to 10m0s"},
 		{"[window]\nbytes = \"1KiB\"", ":2: window.bytes: 1KiB is out of bounds: want 192KiB to 256MiB"},
@@ -59,6 +68,9 @@ func TestLoadConfig_ReportsBadSettings(t *testing.T) {
 		var all *config.Error
 		if !errors.As(err, &all) || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%q: have %v, want %s", tc.toml, err, tc.want)
+		}
+		if strings.Contains(fmt.Sprint(err), "hunter2") {
+			t.Errorf("%q: the error shows the password: %v", tc.toml, err)
 		}
 	}
 }

@@ -9,7 +9,6 @@ import (
 
 	"touchline"
 	"touchline/cloud"
-	"touchline/cloud/sqlite"
 	"touchline/credential"
 )
 
@@ -36,7 +35,7 @@ gateway or the cloud names a new one.`,
 			}
 			code := credential.NewClaim()
 			c := cloud.Claim{Hash: code.Hash(), Venue: venue, Gateway: gateway, Expires: time.Now().Add(credential.ClaimLife)}
-			if err := s.withStore(cmd, func(store *sqlite.Store) error { return store.AddClaim(cmd.Context(), c) }); err != nil {
+			if err := s.withStore(cmd, func(store recordStore) error { return store.AddClaim(cmd.Context(), c) }); err != nil {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), code.Reveal())
@@ -64,7 +63,7 @@ a code of ` + "`touchline-cloud gateway claim --gateway ID`" + `.`,
 			return touchline.CheckGateway(args[0])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := s.withStore(cmd, func(store *sqlite.Store) error { return store.RevokeGateway(cmd.Context(), args[0]) })
+			err := s.withStore(cmd, func(store recordStore) error { return store.RevokeGateway(cmd.Context(), args[0]) })
 			if err == nil {
 				fmt.Fprintf(cmd.ErrOrStderr(), "gateway %s has no token and no key any more\n", args[0])
 			}

@@ -6,8 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -16,7 +14,6 @@ import (
 
 	"touchline"
 	"touchline/cloud"
-	"touchline/cloud/sqlite"
 )
 
 func gatewayCommand(s *settings) *cobra.Command {
@@ -46,7 +43,7 @@ func gatewayAddCommand(s *settings) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			token := newToken()
-			err := s.withStore(cmd, func(store *sqlite.Store) error {
+			err := s.withStore(cmd, func(store recordStore) error {
 				return store.AddGateway(cmd.Context(), args[0], sha256.Sum256([]byte(token)))
 			})
 			if errors.Is(err, cloud.ErrExists) {
@@ -78,7 +75,7 @@ func gatewayListCommand(s *settings) *cobra.Command {
 		Short: "List the gateways and what the store has of them",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.withStore(cmd, func(store *sqlite.Store) error {
+			return s.withStore(cmd, func(store recordStore) error {
 				gateways, err := store.Gateways(cmd.Context())
 				if err != nil {
 					return err
@@ -130,16 +127,4 @@ func orDash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-func (s *settings) withStore(cmd *cobra.Command, do func(*sqlite.Store) error) error {
-	c, err := s.load()
-	if err != nil {
-		return err
-	}
-	store, err := sqlite.Open(cmd.Context(), c.Data, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	if err != nil {
-		return fmt.Errorf("data %s: %w", c.Data, err)
-	}
-	return errors.Join(do(store), store.Close())
 }

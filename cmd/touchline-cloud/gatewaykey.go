@@ -10,7 +10,6 @@ import (
 
 	"touchline"
 	"touchline/cloud"
-	"touchline/cloud/sqlite"
 	"touchline/credential"
 	"touchline/identity"
 )
@@ -37,7 +36,7 @@ a running cloud.`,
 			return touchline.CheckGateway(args[0])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.withStore(cmd, func(store *sqlite.Store) error {
+			return s.withStore(cmd, func(store recordStore) error {
 				switch {
 				case len(args) == 2:
 					key, err := identity.ParsePublic(args[1])
@@ -56,7 +55,7 @@ a running cloud.`,
 	return cmd
 }
 
-func listKeys(cmd *cobra.Command, store *sqlite.Store, gateway string) error {
+func listKeys(cmd *cobra.Command, store recordStore, gateway string) error {
 	keys, err := store.HandshakeKeys(cmd.Context(), gateway)
 	if err != nil {
 		return err
@@ -84,7 +83,7 @@ func keyCounts(k credential.GatewayKey, now time.Time) string {
 	return "for archives only, since " + k.NotAfter.UTC().Format(time.RFC3339)
 }
 
-func removeKey(cmd *cobra.Command, store *sqlite.Store, gateway, thumbprint string) error {
+func removeKey(cmd *cobra.Command, store recordStore, gateway, thumbprint string) error {
 	err := store.RemoveGatewayKey(cmd.Context(), gateway, thumbprint)
 	switch {
 	case errors.Is(err, cloud.ErrUnknownKey):

@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"touchline/cloud"
-	"touchline/cloud/sqlite"
 )
 
 func importCommand(s *settings) *cobra.Command {
@@ -27,7 +26,7 @@ stored when it is connected again.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.withStore(cmd, func(store *sqlite.Store) error {
+			return s.withStore(cmd, func(store recordStore) error {
 				var errs []error
 				for _, name := range args {
 					if err := importFile(cmd, store, name); err != nil {
@@ -43,7 +42,7 @@ stored when it is connected again.`,
 	}
 }
 
-func importFile(cmd *cobra.Command, store *sqlite.Store, name string) error {
+func importFile(cmd *cobra.Command, store recordStore, name string) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err

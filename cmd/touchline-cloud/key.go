@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"touchline/cloud"
-	"touchline/cloud/sqlite"
 	"touchline/credential"
 )
 
@@ -70,7 +69,7 @@ its SHA-256 only. Send it as "Authorization: Bearer KEY". Scopes are read
 			if life > 0 {
 				k.Expires = now.Add(life)
 			}
-			err = s.withStore(cmd, func(store *sqlite.Store) error { return store.AddAPIKey(cmd.Context(), k) })
+			err = s.withStore(cmd, func(store recordStore) error { return store.AddAPIKey(cmd.Context(), k) })
 			if errors.Is(err, cloud.ErrExists) {
 				return fmt.Errorf("there is a key %s already: choose another name, since names stay in the list", args[0])
 			}
@@ -118,7 +117,7 @@ func keyListCommand(s *settings) *cobra.Command {
 		Short: "List the API keys, those that count no more included",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.withStore(cmd, func(store *sqlite.Store) error {
+			return s.withStore(cmd, func(store recordStore) error {
 				keys, err := store.APIKeys(cmd.Context())
 				if err != nil {
 					return err
@@ -152,7 +151,7 @@ func keyRevokeCommand(s *settings) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.withStore(cmd, func(store *sqlite.Store) error {
+			return s.withStore(cmd, func(store recordStore) error {
 				err := store.RevokeAPIKey(cmd.Context(), args[0])
 				if errors.Is(err, cloud.ErrUnknownKey) {
 					return fmt.Errorf("there is no API key %s: `touchline-cloud key list` shows all", args[0])

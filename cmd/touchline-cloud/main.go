@@ -63,7 +63,7 @@ func command() *cobra.Command {
 		},
 	}
 	root.PersistentFlags().StringVar(&s.file, "config", "", "settings that differ from the defaults, a TOML `FILE`")
-	root.PersistentFlags().StringVar(&s.data, "data", "", "folder of the record store, a `DIR` (data)")
+	root.PersistentFlags().StringVar(&s.data, "data", "", "folder of the record store where it is SQLite, a `DIR` (data)")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCommand(&s), gatewayCommand(&s), keyCommand(&s), importCommand(&s), checkCommand(&s), versionCommand())
 	return root
@@ -72,14 +72,18 @@ func command() *cobra.Command {
 func checkCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
-		Short: "Check the settings and print the address and folder that they name",
+		Short: "Check the settings and print the address and the record store that they name",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.load()
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "listen    %s\ndata      %s\nsettings are fine\n", c.Listen, c.Data)
+			store := "data      " + c.Data
+			if c.Store != "" {
+				store = "store     " + c.Store
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "listen    %s\n%s\nsettings are fine\n", c.Listen, store)
 			return nil
 		},
 	}

@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"touchline/cloud"
-	"touchline/cloud/sqlite"
 )
 
 func runCommand(s *settings) *cobra.Command {
@@ -24,9 +23,9 @@ func runCommand(s *settings) *cobra.Command {
 				return err
 			}
 			logger := c.Log.Logger(os.Stderr)
-			store, err := sqlite.Open(cmd.Context(), c.Data, logger)
+			store, err := openStore(cmd.Context(), &c, logger)
 			if err != nil {
-				return fmt.Errorf("data %s: %w", c.Data, err)
+				return err
 			}
 			err = serve(cmd.Context(), c, store, logger)
 			return errors.Join(err, store.Close())
@@ -35,7 +34,7 @@ func runCommand(s *settings) *cobra.Command {
 }
 
 // serve runs the cloud until ctx ends; then nobody uses the store any more.
-func serve(ctx context.Context, c cloud.Config, store *sqlite.Store, logger *slog.Logger) error {
+func serve(ctx context.Context, c cloud.Config, store recordStore, logger *slog.Logger) error {
 	server, err := cloud.New(c.Options(), store, logger)
 	if err != nil {
 		return err
@@ -43,5 +42,10 @@ func serve(ctx context.Context, c cloud.Config, store *sqlite.Store, logger *slo
 	if err := server.Listen(); err != nil {
 		return err
 	}
-	return errors.Join(server.Run(ctx), server.Close())
+	group, ctx := errgroup.WithContext(ctx)
+	if t, ok := store.(tender); ok {
+		group.Go(func() error { return t.Run(ctx) })
+	}
+	group.Go(func() error { return server.Run(ctx) })
+	return errors.Join(group.Wait(), server.Close())
 }
