@@ -24,7 +24,16 @@ func TestSamples_PageIsOneSeekWithoutSorting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.pool.Exec(t.Context(), `ANALYZE`); err != nil {
+	// As many epochs and gateways as a league has.
+	_, err = s.pool.Exec(t.Context(), `
+		INSERT INTO gateway (name, token_sha256, added) SELECT 'g' || n, sha256(n::text::bytea), 0 FROM generate_series(1, 1000) n;
+		INSERT INTO cursor (epoch, gateway, begun) SELECT substr(sha256(n::text::bytea), 1, 16), id, now() FROM generate_series(1, 20000) n JOIN gateway ON name = 'g' || n % 1000 + 1;
+		ANALYZE`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cursor int64
+	if err := s.pool.QueryRow(t.Context(), `SELECT id FROM cursor WHERE epoch = $1`, work[0].Block.Epoch[:]).Scan(&cursor); err != nil {
 		t.Fatal(err)
 	}
 	span := merge.SpanOf(work[0].Samples)
@@ -37,7 +46,10 @@ func TestSamples_PageIsOneSeekWithoutSorting(t *testing.T) {
 		"page": {pageQuery(today), []any{4096, span.Class(), span.From, int64(5), span.From + 1e15, span.From, int64(0), s.era, snapshot(t, s), 64},
 			[]string{"Index Scan using " + today.table("place") + "_span_min_time_block_idx", "Index Cond: ((span = ", "AND (ROW(min_time, block) > ROW("}, "Sort"},
 		"data": {`SELECT data FROM ` + today.table("block") + ` WHERE id = $1`, []any{int64(5)}, []string{"Index Scan using " + today.table("block") + "_pkey"}, "Seq Scan"},
-		"lock": {lockCursors, []any{[][]byte{work[0].Block.Epoch[:]}}, []string{"LockRows"}, "Aggregate"},
+		"lock": {lockCursors, []any{[][]byte{work[0].Block.Epoch[:]}}, []string{"Index Scan using cursor_epoch_key"}, "Seq Scan"},
+		"repeat": {repeatQuery(today), []any{[]int64{cursor}, []int64{1}, []int64{int64(work[9].Block.First)}, []int32{5}, []int64{int64(work[9].Block.CRC)}},
+			[]string{today.table("block") + "_cursor_first_idx", "rows=1 loops=1"}, "Seq Scan"},
+		"streams": {streamsQuery, []any{int32(minHour), int32(maxHour)}, []string{"part_hours"}, "block"},
 	} {
 		rows, err := s.pool.Query(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, SUMMARY OFF) "+c.query, c.args...)
 		if err != nil {

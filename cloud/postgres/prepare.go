@@ -163,14 +163,18 @@ func (r *recording) lookUpBlocks(ctx context.Context, keys []blockKey, begun day
 			return nil
 		}
 		var id int64
-		err := r.match(ctx, `
-			SELECT n, b.id FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::bigint[]) WITH ORDINALITY AS w (cursor, gateway, first, count, crc, n)
-				JOIN `+dayOf(date).table("block")+` b USING (cursor, first, count, crc)`, keys, &id, func(k blockKey) { r.known[k] = known{} })
+		err := r.match(ctx, repeatQuery(dayOf(date)), keys, &id, func(k blockKey) { r.known[k] = known{} })
 		if err != nil {
 			return fmt.Errorf("look for repeats: %w", err)
 		}
 	}
 	return nil
+}
+
+func repeatQuery(d day) string {
+	return `
+	SELECT n, b.id FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::bigint[]) WITH ORDINALITY AS w (cursor, gateway, first, count, crc, n)
+		JOIN ` + d.table("block") + ` b USING (cursor, first, count, crc)`
 }
 
 // match calls found for the keys that the query returns the places of, from 1,

@@ -72,9 +72,7 @@ func (r *reading) begin(ctx context.Context, q cloud.Query) ([]merge.Stream, err
 		return nil, nil
 	}
 	// One statement, so that the partitions and the snapshot are of one moment.
-	rows, err := r.store.pool.Query(ctx, `
-		SELECT pg_current_snapshot()::text, day, span, lower(hours * int4multirange(int4range($1, $2, '[]')))
-		FROM part_hours WHERE hours && int4range($1, $2, '[]') ORDER BY day, span`, from, to)
+	rows, err := r.store.pool.Query(ctx, streamsQuery, from, to)
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +85,10 @@ func (r *reading) begin(ctx context.Context, q cloud.Query) ([]merge.Stream, err
 	})
 	return streams, err
 }
+
+const streamsQuery = `
+	SELECT pg_current_snapshot()::text, day, span, lower(hours * int4multirange(int4range($1, $2, '[]')))
+	FROM part_hours WHERE hours && int4range($1, $2, '[]') ORDER BY day, span`
 
 // startOf returns a time before which no block of the class begins that has
 // samples of the hour, and none of an earlier hour that is wanted.
