@@ -137,8 +137,8 @@ func TestRestore_IntoAnotherClusterShowsAllThatWasStored(t *testing.T) {
 	to := pgtest.Start(t, "")
 	restored := to.Database(t)
 	dump := filepath.Join(t.TempDir(), "dump")
-	run(t, from.Program("pg_dump"), "--file", dump, url)
-	run(t, to.Program("psql"), "--quiet", "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "--file", dump, restored)
+	run(t, from.Program("pg_dump"), "--format", "custom", "--schema", "touchline", "--file", dump, url)
+	run(t, to.Program("pg_restore"), "--exit-on-error", "--dbname", restored, dump)
 	// As it is when the cluster of the dump was older: the new one counts from 1.
 	pgtest.Exec(t, restored, `UPDATE touchline.place SET xid = '4000000000', until = CASE WHEN until IS NOT NULL THEN xid8 '4000000001' END;
 		UPDATE touchline.retired SET until = '4000000001'`)
