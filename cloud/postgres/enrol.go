@@ -30,13 +30,11 @@ func (s *Store) enrol(ctx context.Context, tx pgx.Tx, e cloud.Enrolment) (done c
 	var claim struct {
 		venue, gateway string
 		expires        int64
-		usedBy         *string
+		usedBy         *int64
 		key            []byte
 	}
 	// Locked: of two that use one code at once, on any nodes, one is first.
-	row := tx.QueryRow(ctx, `
-		SELECT claim.venue, claim.gateway, expires, (SELECT name FROM gateway WHERE id = used_by), key
-		FROM claim WHERE sha256 = $1 FOR UPDATE`, e.Claim[:])
+	row := tx.QueryRow(ctx, `SELECT venue, gateway, expires, used_by, key FROM claim WHERE sha256 = $1 FOR UPDATE`, e.Claim[:])
 	if err := row.Scan(&claim.venue, &claim.gateway, &claim.expires, &claim.usedBy, &claim.key); errors.Is(err, pgx.ErrNoRows) {
 		return done, cloud.ErrClaim
 	} else if err != nil {
@@ -44,7 +42,12 @@ func (s *Store) enrol(ctx context.Context, tx pgx.Tx, e cloud.Enrolment) (done c
 	}
 	done = cloud.Enrolled{Venue: claim.venue, Store: s.id}
 	if claim.usedBy != nil {
-		if done.Gateway = *claim.usedBy; string(claim.key) != string(e.Key[:]) || e.Gateway != "" && e.Gateway != done.Gateway {
+		// In a statement of its own: one that waited for the lock has the new row
+		// of the claim, and would not see the gateway that was made with it.
+		if err := tx.QueryRow(ctx, `SELECT name FROM gateway WHERE id = $1`, *claim.usedBy).Scan(&done.Gateway); err != nil {
+			return done, err
+		}
+		if string(claim.key) != string(e.Key[:]) || e.Gateway != "" && e.Gateway != done.Gateway {
 			return done, cloud.ErrClaim
 		}
 		return done, nil // its answer was lost

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -17,6 +18,7 @@ import (
 	"touchline"
 	"touchline/cloud"
 	"touchline/cloud/recordertest"
+	"touchline/identity"
 	"touchline/internal/pgtest"
 )
 
@@ -245,5 +247,38 @@ func TestOvertaken_NamesTheGatewaysThatMoved(t *testing.T) {
 	}
 	if got, err := a.Overtaken(t.Context(), sessions); err != nil || fmt.Sprint(got) != "[south]" {
 		t.Fatalf("Overtaken = %v, %v: want south", got, err)
+	}
+}
+
+// A code is good for one, whatever node each of those who try it is at.
+func TestEnrol_OneOfThoseWhoUseACodeAtOnce(t *testing.T) {
+	url := pgtest.Database(t)
+	a, b := open(t, url), open(t, url)
+	defer a.Close()
+	defer b.Close()
+	claim := cloud.Claim{Hash: [32]byte{1}, Venue: "arena", Expires: time.Now().Add(time.Hour)}
+	if err := a.AddClaim(t.Context(), claim); err != nil {
+		t.Fatal(err)
+	}
+	const boxes = 8
+	errs := make([]error, boxes)
+	var group errgroup.Group
+	for i := range boxes {
+		group.Go(func() error {
+			_, errs[i] = []*Store{a, b}[i%2].Enrol(t.Context(), cloud.Enrolment{Claim: claim.Hash, Key: identity.PublicKey{byte(i + 1)}})
+			return nil
+		})
+	}
+	_ = group.Wait()
+	enrolled := 0
+	for _, err := range errs {
+		if err == nil {
+			enrolled++
+		} else if !errors.Is(err, cloud.ErrClaim) {
+			t.Error(err)
+		}
+	}
+	if enrolled != 1 {
+		t.Errorf("%d boxes enrolled with one code", enrolled)
 	}
 }
