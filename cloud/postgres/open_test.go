@@ -163,3 +163,21 @@ func TestRestore_IntoAnotherClusterShowsAllThatWasStored(t *testing.T) {
 	}
 	audit(t, r)
 }
+
+// Whoever owns the database needs no more rights: nodes are no superusers.
+func TestOpen_AsAnOrdinaryRole(t *testing.T) {
+	server := pgtest.Shared(t)
+	url := server.Database(t)
+	pgtest.Exec(t, url, `CREATE ROLE plain LOGIN PASSWORD '`+pgtest.Password+`'`)
+	pgtest.Exec(t, url, `DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' OWNER TO plain'; END $$`)
+	s := openWith(t, Options{URL: strings.Replace(url, "postgres:"+pgtest.Password, "plain:"+pgtest.Password, 1), KeepDays: 1})
+	defer s.Close()
+	addGateways(t, s, "north")
+	work := blocks(t, "north", 3)
+	record(t, s, work...)
+	age(t, s, 2)
+	if err := s.tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	audit(t, s)
+}
