@@ -99,7 +99,7 @@ func handshakeKeys(ctx context.Context, q querier, gateway string) (keys []crede
 	}
 	rows, err := q.Query(ctx, `
 		SELECT key, not_before, not_after FROM gateway_key JOIN gateway ON gateway.id = gateway_key.gateway
-		WHERE gateway.name = $1 AND gateway.revoked IS NULL ORDER BY gateway_key.added`, gateway)
+		WHERE gateway.name = $1 AND gateway.revoked IS NULL AND not_after IS DISTINCT FROM $2 ORDER BY gateway_key.added`, gateway, int64(removedKey))
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +155,14 @@ func (s *Store) RollKeys(ctx context.Context, gateway string, roll func([]creden
 			return err
 		}
 		for i, k := range keys {
+			var removed bool
+			row := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM gateway_key WHERE key = $1 AND gateway = $2 AND not_after = $3)`, []byte(k.Public), id, int64(removedKey))
+			if err := row.Scan(&removed); err != nil {
+				return err
+			}
+			if removed {
+				return cloud.ErrRemovedKey
+			}
 			// In the order of the list, whatever the clock did.
 			if err := putKey(ctx, tx, id, k, now.Add(time.Duration(i))); err != nil {
 				return err

@@ -212,6 +212,10 @@ func (s *Store) Lost(ctx context.Context, gateway string, lost wire.Lost) error 
 // maxKeys bounds the keys of one gateway: one in use, and some that it had.
 const maxKeys = 16
 
+// A key that was removed keeps its row, with a not_after of removedKey, so that
+// no roll brings it back. To everything else it is not there.
+const removedKey = 0
+
 // AddGatewayKey registers a public key as a gateway's. It is durable when it
 // returns nil, and every node knows it from then on. One that is registered as
 // this gateway's is no error; one of another gateway is cloud.ErrExists.
@@ -221,7 +225,10 @@ func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.
 		if err != nil {
 			return err
 		}
-		added, err := tx.Exec(ctx, `INSERT INTO gateway_key (key, gateway, added) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, key[:], id, time.Now().UnixNano())
+		added, err := tx.Exec(ctx, `
+			INSERT INTO gateway_key (key, gateway, added) VALUES ($1, $2, $3)
+			ON CONFLICT (key) DO UPDATE SET added = excluded.added, not_before = NULL, not_after = NULL
+			WHERE gateway_key.gateway = excluded.gateway AND gateway_key.not_after = $4`, key[:], id, time.Now().UnixNano(), int64(removedKey))
 		if err != nil {
 			return err
 		}
@@ -234,7 +241,7 @@ func (s *Store) AddGatewayKey(ctx context.Context, gateway string, key identity.
 			return fmt.Errorf("it is that of gateway %s and %w", owner, cloud.ErrExists)
 		}
 		var keys int
-		if err := tx.QueryRow(ctx, `SELECT count(*) FROM gateway_key WHERE gateway = $1`, id).Scan(&keys); err != nil {
+		if err := tx.QueryRow(ctx, `SELECT count(*) FROM gateway_key WHERE gateway = $1 AND not_after IS DISTINCT FROM $2`, id, int64(removedKey)).Scan(&keys); err != nil {
 			return err
 		}
 		if keys > maxKeys {

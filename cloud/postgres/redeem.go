@@ -93,7 +93,7 @@ func parseNonceSecret(text string) ([]byte, error) {
 
 // RemoveGatewayKey takes one key of a gateway away, named by its thumbprint,
 // for good: neither handshakes nor archives that are signed with it count from
-// then on. cloud.ErrUnknownKey is in the error where the gateway has no such
+// then on, and no roll brings it back. cloud.ErrUnknownKey is in the error where the gateway has no such
 // key, cloud.ErrLastKey where it has no other that counts now.
 func (s *Store) RemoveGatewayKey(ctx context.Context, gateway, thumbprint string) error {
 	err := s.change(ctx, func(tx pgx.Tx) error {
@@ -113,7 +113,7 @@ func (s *Store) RemoveGatewayKey(ctx context.Context, gateway, thumbprint string
 		if keys[i].Counts(now) && !slices.ContainsFunc(others, func(k credential.GatewayKey) bool { return k.Counts(now) }) {
 			return cloud.ErrLastKey
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM gateway_key WHERE key = $1`, []byte(keys[i].Public)); err != nil {
+		if _, err := tx.Exec(ctx, `UPDATE gateway_key SET not_after = $2 WHERE key = $1`, []byte(keys[i].Public), int64(removedKey)); err != nil {
 			return err
 		}
 		return takeAway(ctx, tx)
