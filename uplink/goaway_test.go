@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gorilla/websocket"
+
 	"touchline"
 	"touchline/wire"
 )
@@ -125,4 +127,34 @@ func TestGoaway_NeverMovesTheTokenToClearText(t *testing.T) {
 			t.Errorf("otherAddress(%q): error %v, want ok %v", address, err, ok)
 		}
 	}
+}
+
+// A node that stops, or lacks its record store, may say so before it has greeted.
+func TestGoaway_BeforeWelcomeIsNoBreach(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.cloud.session = func(s *cloudSession) bool {
+			if s.number > 1 {
+				return false
+			}
+			if _, ok := s.hello(); ok {
+				s.send(&wire.Goaway{Reason: "drain", ReconnectAfter: 2000})
+				s.write(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseServiceRestart, "this node stops"))
+			}
+			return true
+		}
+		w.source.add(blocks(touchline.NewEpoch(), 1, 1, 1, 1000)...)
+		o := w.options()
+		o.BackoffBase, o.BackoffCap = time.Second, time.Minute
+		u := w.uplink(o)
+		w.start(u)
+		synctest.Wait()
+		st := u.Stats()
+		if wait := st.NextTry.Sub(st.Since); st.State != Waiting || wait < 2*time.Second || wait > 8*time.Second {
+			t.Fatalf("%s for %v: %s", st.State, wait, st.LastError)
+		}
+		time.Sleep(10 * time.Second)
+		if w.source.left() != 0 {
+			t.Error("the block is left after the reconnect")
+		}
+	})
 }

@@ -89,6 +89,10 @@ func (s *session) take(data []byte) error {
 	if w, ok := m.(*wire.Welcome); ok {
 		return s.takeWelcome(w)
 	}
+	if g, ok := m.(*wire.Goaway); ok { // a node may stop, or lack its store, before it has greeted
+		s.takeGoaway(g)
+		return nil
+	}
 	select {
 	case <-s.welcomed:
 	default:
@@ -101,8 +105,6 @@ func (s *session) take(data []byte) error {
 		return s.takeResend(m)
 	case *wire.NewWindow:
 		s.takeWindow(m.Window)
-	case *wire.Goaway:
-		s.takeGoaway(m)
 	default:
 		return s.broken(fmt.Errorf("%T from the cloud", m))
 	}
