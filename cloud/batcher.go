@@ -69,9 +69,10 @@ type batcher struct {
 	pending map[blockKey]*entry // queued, or in the hands of run
 	bytes   int                 // cost of pending
 	load    load
-	oldest  time.Time // when the oldest of pending was received, as of the last look; zero where there is none
-	trouble error     // why the last transaction failed; nil after one that succeeded
-	began   time.Time // of the transaction that runs; zero when none does
+	oldest  time.Time     // when the oldest of pending was received, as of the last look; zero where there is none
+	waited  time.Duration // that the oldest had at the last look
+	trouble error         // why the last transaction failed; nil after one that succeeded
+	began   time.Time     // of the transaction that runs; zero when none does
 
 	// Used by run only.
 	decoder  *wire.Decoder

@@ -33,6 +33,7 @@ type Config struct {
 	Limits       LimitsConfig        `toml:"limits"`
 	TLS          TLSConfig           `toml:"tls"`
 	Log          touchline.LogConfig `toml:"log"`
+	Balancer     BalancerConfig      `toml:"balancer"`
 
 	StorePasswordFile string   `toml:"store_password_file"`
 	StoreKeepDays     int      `toml:"store_keep_days"`
@@ -55,6 +56,14 @@ type LimitsConfig struct {
 	WriteTimeout   config.Duration `toml:"write_timeout"`
 	AnswerTimeout  config.Duration `toml:"answer_timeout"`
 	IdleTimeout    config.Duration `toml:"idle_timeout"`
+}
+
+// BalancerConfig is the table [balancer].
+type BalancerConfig struct {
+	AgentListen string          `toml:"agent_listen"`
+	DrainDelay  config.Duration `toml:"drain_delay"`
+	Drain       config.Duration `toml:"drain"`
+	MaxAge      config.Duration `toml:"max_age"`
 }
 
 // TLSConfig is the table [tls].
@@ -126,6 +135,16 @@ func (c *Config) Check(report func(key, problem string)) {
 	timeout("write_timeout", c.Limits.WriteTimeout)
 	timeout("answer_timeout", c.Limits.AnswerTimeout)
 	timeout("idle_timeout", c.Limits.IdleTimeout)
+	bounds("balancer.drain_delay", int64(c.Balancer.DrainDelay), 0, int64(maxDrainDelay), duration)
+	bounds("balancer.drain", int64(c.Balancer.Drain), 0, int64(maxDrain), duration)
+	if c.Balancer.MaxAge != 0 {
+		bounds("balancer.max_age", int64(c.Balancer.MaxAge), int64(time.Minute), int64(maxMaxAge), duration)
+	}
+	if c.Balancer.AgentListen != "" {
+		if _, err := touchline.Loopback(c.Balancer.AgentListen); err != nil {
+			report("balancer.agent_listen", err.Error())
+		}
+	}
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		report("tls.cert", "and tls.key: set both, or none for no TLS")
 	}
@@ -200,6 +219,10 @@ func (c *Config) Options() Options {
 		KeyFile:          c.TLS.Key,
 		ClientCA:         c.TLS.ClientCA,
 		ClientCertHeader: c.TLS.ClientCertHeader,
+		AgentListen:      c.Balancer.AgentListen,
+		DrainDelay:       time.Duration(c.Balancer.DrainDelay),
+		Drain:            time.Duration(c.Balancer.Drain),
+		MaxAge:           time.Duration(c.Balancer.MaxAge),
 	}
 	for _, text := range c.TrustedProxies {
 		if p, err := prefix(text); err == nil { // Check names those that are none

@@ -58,6 +58,9 @@ func TestLoadConfig_ReportsBadSettings(t *testing.T) {
 		{"[limits]\nanswer_timeout = \"1h\"", ":2: limits.answer_timeout: 1h0m0s is out of bounds: want 100ms to 10m0s"},
 		{"[limits]\nmax_header = \"1KiB\"", ":2: limits.max_header: 1KiB is out of bounds: want 4KiB to 1MiB"},
 		{"[limits]\nspare_connections = 0", ":2: limits.spare_connections: 0 is out of bounds: want 1 to 100000"},
+		{"[balancer]\nagent_listen = \"9777\"", ":2: balancer.agent_listen: \"9777\" is no address to listen on"},
+		{"[balancer]\ndrain = \"48h\"", ":2: balancer.drain: 48h0m0s is out of bounds: want 0s to 24h0m0s"},
+		{"[balancer]\nmax_age = \"1s\"", ":2: balancer.max_age: 1s is out of bounds: want 1m0s to 8760h0m0s"},
 		{"[log]\nlevel = \"loud\"", ":2: log.level: \"loud\" is unknown"},
 	} {
 		file := filepath.Join(t.TempDir(), "cloud.toml")

@@ -10,6 +10,9 @@ func (s *Server) SetShutdown(d time.Duration) {
 	s.ingest.timing.shutdown, s.ingest.timing.linger = d, d
 }
 
+// SetLeave shortens how long a gateway that was sent away may stay.
+func (s *Server) SetLeave(d time.Duration) { s.ingest.timing.leave = d }
+
 // SetRetry shortens the pauses between attempts to record.
 func (s *Server) SetRetry(least, most time.Duration) {
 	for _, t := range []*timing{&s.ingest.timing, &s.batcher.timing} {

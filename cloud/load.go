@@ -16,6 +16,10 @@ const (
 	stands       // each window is a pause: gateways wait, with their heartbeats
 )
 
+// pausesAfter is how long a block waits to be stored until gateways pause; a
+// node where one has waited that long has no capacity left.
+const pausesAfter = 10 * time.Second
+
 // judge works out the load from what it was, how full the queue is, and how
 // long the oldest block of it waits to be stored. Each step back needs half of
 // what the step there took, so that windows don't flutter.
@@ -37,7 +41,7 @@ func (t *timing) judge(was load, bytes, capacity int, waits time.Duration) load 
 // which is held, is free.
 func (b *batcher) weigh(now time.Time) (tell func()) {
 	if len(b.pending) == 0 {
-		b.oldest = time.Time{}
+		b.oldest, b.waited = time.Time{}, 0
 	}
 	waits := time.Duration(0)
 	if !b.oldest.IsZero() {
@@ -67,6 +71,14 @@ func (b *batcher) behind() load {
 	return b.load
 }
 
+// lag returns how long the oldest block had waited to be stored at the last
+// look; 0 once none waits.
+func (b *batcher) lag() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waited
+}
+
 // watch looks how long blocks wait until stop is done: a transaction that
 // hangs says nothing itself.
 func (b *batcher) watch(stop context.Context) {
@@ -89,6 +101,10 @@ func (b *batcher) look(now time.Time) {
 		if at := e.delivery.Received; b.oldest.IsZero() || at.Before(b.oldest) {
 			b.oldest = at
 		}
+	}
+	b.waited = 0
+	if !b.oldest.IsZero() {
+		b.waited = max(0, now.Sub(b.oldest))
 	}
 	tell := b.weigh(now)
 	b.mu.Unlock()

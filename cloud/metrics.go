@@ -56,6 +56,17 @@ var simples = []simple{
 	counter("cloned_hellos_total", "Hellos that showed that two boxes have one gateway's identity.", func(s *Stats) uint64 { return s.Cloned }),
 	counter("address_refused_total", "Connections refused since their address had too many.", func(s *Stats) uint64 { return s.AddressRefused }),
 	counter("client_cert_headers_dropped_total", "Requests with tls.client_cert_header that came from no trusted proxy.", func(s *Stats) uint64 { return s.ForeignHeaders }),
+	gauge("connections_max", "Uplinks that may be open (max_gateways).", func(s *Stats) int { return s.MaxConnections }),
+	gauge("queue_max_bytes", "Memory that the blocks that wait may have (queue.bytes).", func(s *Stats) int { return s.MaxQueueBytes }),
+	{desc("record_lag_seconds", "How long the oldest block that is not recorded has waited; 0 where none waits."), prometheus.GaugeValue,
+		func(s *Stats) float64 { return s.Lag.Seconds() }},
+	{desc("load_ratio", "How much of what this node can take is taken, by the scarcest of connections, queue and lag: 0 to 1."), prometheus.GaugeValue, (*Stats).Load},
+	gauge("draining", "1 while this node sends its gateways to others, to stop.", func(s *Stats) int {
+		if s.Draining {
+			return 1
+		}
+		return 0
+	}),
 	gauge("queue_bytes", "Memory of the blocks that wait for the record store.", func(s *Stats) int { return s.QueueBytes }),
 	gauge("queue_blocks", "Blocks that wait for the record store.", func(s *Stats) int { return s.QueueBlocks }),
 	gauge("window_bytes", "Window that each gateway is offered.", func(s *Stats) int { return s.Window }),

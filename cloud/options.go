@@ -74,6 +74,20 @@ type Options struct {
 
 	Timeouts Timeouts
 
+	// AgentListen is where a load balancer asks how much this node can take
+	// (host:port; port 0 takes a free one); "" is nowhere.
+	AgentListen string
+
+	// DrainDelay is how long a node that is to stop goes on as before, and only
+	// says that it is not ready, so that load balancers notice. Drain is over how
+	// long it then sends its gateways away, each once what it has sent is stored.
+	// With zero of both it stops at once and closes what is open.
+	DrainDelay, Drain time.Duration
+
+	// MaxAge is after how long, give or take a tenth, a gateway is asked to connect
+	// anew, so that nodes that were added get their share; 0 is never.
+	MaxAge time.Duration
+
 	// MaxQueries is how many reads of samples may run at a time; each holds
 	// about 100 KB and a reader of the record store.
 	MaxQueries int
@@ -107,6 +121,9 @@ const (
 	minHeartbeat    = 100 * time.Millisecond
 	maxHeartbeat    = 10 * time.Minute
 	minHeaderBytes  = 4 << 10 // a signed token has 600 bytes, and a proxy adds its own
+	maxDrainDelay   = 10 * time.Minute
+	maxDrain        = 24 * time.Hour
+	maxMaxAge       = 365 * 24 * time.Hour
 )
 
 func (o *Options) validate() error {
@@ -134,6 +151,13 @@ func (o *Options) validate() error {
 	need(o.ClientCertHeader == "" || o.ClientCA != "" && len(o.TrustedProxies) > 0, "ClientCertHeader: want ClientCA and TrustedProxies too")
 	err = checkHeaderName(o.ClientCertHeader)
 	need(err == nil, "ClientCertHeader: %v", err)
+	if o.AgentListen != "" {
+		_, _, err := net.SplitHostPort(o.AgentListen)
+		need(err == nil, "AgentListen is %q: want host:port, such as 127.0.0.1:9777, or nothing", o.AgentListen)
+	}
+	need(o.DrainDelay >= 0 && o.DrainDelay <= maxDrainDelay, "DrainDelay is %s: want 0s to %s", o.DrainDelay, maxDrainDelay)
+	need(o.Drain >= 0 && o.Drain <= maxDrain, "Drain is %s: want 0s to %s", o.Drain, maxDrain)
+	need(o.MaxAge >= 0 && o.MaxAge <= maxMaxAge, "MaxAge is %s: want 0s to %s", o.MaxAge, maxMaxAge)
 	need(o.MaxQueries >= 1 && o.MaxQueries <= 1024, "MaxQueries is %d: want 1 to 1024", o.MaxQueries)
 	need(o.SpareConnections >= 1 && o.SpareConnections <= 100_000, "SpareConnections is %d: want 1 to 100000", o.SpareConnections)
 	need(o.MaxHeaderBytes >= minHeaderBytes && o.MaxHeaderBytes <= 1<<20, "MaxHeaderBytes is %d: want %d to %d", o.MaxHeaderBytes, minHeaderBytes, 1<<20)
@@ -157,6 +181,7 @@ type timing struct {
 	look     time.Duration // between looks at how long blocks wait to be stored
 	lags     time.Duration // that the oldest of them waits while the store lags behind
 	stands   time.Duration // and while gateways pause
+	leave    time.Duration // from a goaway to the end of a session whose gateway stays
 }
 
 var defaultTiming = timing{
@@ -169,5 +194,6 @@ var defaultTiming = timing{
 	access:   time.Second,      // a revoked gateway is gone after two, with its close frame after four
 	look:     time.Second,
 	lags:     2 * time.Second,  // a transaction takes some 10 ms
-	stands:   10 * time.Second, // a gateway gives a block 30 s, and a pause stops its clock
+	stands:   pausesAfter,      // a gateway gives a block 30 s, and a pause stops its clock
+	leave:    10 * time.Second, // gateways wait 5 s for what is in flight; twice that
 }

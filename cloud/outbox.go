@@ -37,7 +37,8 @@ type letters struct {
 	lost     []uint64
 	clock    []wire.ClockOffset
 	resend   []wire.Resend
-	pong     []byte // nil is none
+	goaway   *wire.Goaway // the gateway ends the session when what is in flight has landed
+	pong     []byte       // nil is none
 	farewell *farewell
 }
 
@@ -152,6 +153,9 @@ func (o *outbox) setWindow(w wire.Window) {
 	})
 }
 
+// setGoaway asks the gateway to leave; the session goes on until it has.
+func (o *outbox) setGoaway(g wire.Goaway) { o.post(func(l *letters) { l.goaway = &g }) }
+
 // setPong answers the newest ping; RFC 6455, section 5.5.3 lets the older ones go.
 func (o *outbox) setPong(data string) {
 	o.post(func(l *letters) { l.pong = append([]byte{}, data...) })
@@ -212,8 +216,11 @@ func (l *letters) messages(now time.Time) []wire.Message {
 	for i := range l.resend {
 		list = append(list, &l.resend[i])
 	}
-	if l.farewell != nil && l.farewell.goaway != nil {
+	switch {
+	case l.farewell != nil && l.farewell.goaway != nil:
 		list = append(list, l.farewell.goaway)
+	case l.goaway != nil:
+		list = append(list, l.goaway)
 	}
 	return list
 }

@@ -28,6 +28,8 @@ type roster struct {
 	sessions map[*session]struct{}
 	newest   map[string]*session // by gateway: those that said hello
 	offered  wire.Window
+	leaving  bool            // the node says that it is not ready
+	empty    chan struct{}   // nil while gateways are let in; then closed when the last one is gone
 	draining func() farewell // how sessions end once the node stops; nil before
 }
 
@@ -58,7 +60,7 @@ func (r *roster) admit() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case r.draining != nil:
+	case r.draining != nil || r.empty != nil:
 		return errDraining
 	case r.open >= r.max:
 		return errFull
@@ -73,8 +75,11 @@ func (r *roster) enter(s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sessions[s] = struct{}{}
-	if r.draining != nil {
+	switch {
+	case r.draining != nil:
 		s.out.end(r.draining())
+	case r.empty != nil: // it was let in before
+		s.sendAway("drain")
 	}
 	r.reoffer()
 }
@@ -95,6 +100,28 @@ func (r *roster) greet(s *session) (window wire.Window, ok bool) {
 	return r.offered, true
 }
 
+// leaves says that the node will stop.
+func (r *roster) leaves() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leaving = true
+}
+
+// turnAway lets nobody in any more. It returns the sessions that are to be sent
+// away, and what is closed when the last one of all has ended.
+func (r *roster) turnAway() (sessions []*session, empty <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.empty = make(chan struct{})
+	if r.open == 0 {
+		close(r.empty)
+	}
+	for s := range r.sessions {
+		sessions = append(sessions, s)
+	}
+	return sessions, r.empty
+}
+
 // leave gives the place back. s is nil where the upgrade did not happen.
 func (r *roster) leave(s *session) {
 	r.mu.Lock()
@@ -105,7 +132,9 @@ func (r *roster) leave(s *session) {
 			delete(r.newest, s.gateway)
 		}
 	}
-	r.open--
+	if r.open--; r.open == 0 && r.empty != nil {
+		close(r.empty) // nobody was let in since: it is closed once
+	}
 	r.reoffer()
 	r.wg.Done()
 }
@@ -180,5 +209,5 @@ func (r *roster) counts() (open int, window wire.Window) {
 func (r *roster) stopping() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.draining != nil
+	return r.leaving || r.draining != nil
 }

@@ -10,14 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"touchline/credential"
@@ -49,7 +47,8 @@ type Server struct {
 
 	mu       sync.Mutex // covers what follows
 	listener net.Listener
-	loopback bool // set before the first request
+	agent    net.Listener // nil where there is none
+	loopback bool         // set before the first request
 	running  bool
 }
 
@@ -95,16 +94,15 @@ func (s *Server) Listen() error {
 	if err := s.ingest.mutual.open(s.opts.ClientCA); err != nil {
 		return fmt.Errorf("listen on %s: %w", s.opts.Listen, err)
 	}
-	listener, err := net.Listen("tcp", s.opts.Listen)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("listen on %s: the port is in use, perhaps by another touchline-cloud: stop that, or set listen to another port: %w", s.opts.Listen, err)
-	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("listen on %s: this port needs more rights than this user has: set listen to a port above 1023: %w", s.opts.Listen, err)
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("listen on %s: this machine does not have that address: set listen to one that it has, or to 0.0.0.0 for all: %w", s.opts.Listen, err)
-	case err != nil:
-		return fmt.Errorf("listen on %s: %w", s.opts.Listen, err)
+	listener, err := listenOn(s.opts.Listen, "listen")
+	if err != nil {
+		return err
+	}
+	var agent net.Listener
+	if s.opts.AgentListen != "" {
+		if agent, err = listenOn(s.opts.AgentListen, "balancer.agent_listen"); err != nil {
+			return errors.Join(err, listener.Close())
+		}
 	}
 	address, ok := listener.Addr().(*net.TCPAddr)
 	s.loopback = ok && address.IP.IsLoopback()
@@ -113,12 +111,32 @@ func (s *Server) Listen() error {
 	if s.opts.CertFile != "" {
 		secure, err := listenTLS(listener, &s.opts, s.ingest.mutual.roots, s.log)
 		if err != nil {
-			return errors.Join(fmt.Errorf("listen on %s with TLS: %w", s.opts.Listen, err), listener.Close())
+			err = errors.Join(fmt.Errorf("listen on %s with TLS: %w", s.opts.Listen, err), listener.Close())
+			if agent != nil {
+				err = errors.Join(err, agent.Close())
+			}
+			return err
 		}
 		listener = secure
 	}
-	s.listener = listener
+	s.listener, s.agent = listener, agent
 	return nil
+}
+
+// listenOn acquires an address, the value of a setting. Its errors say what to do.
+func listenOn(address, setting string) (net.Listener, error) {
+	listener, err := net.Listen("tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("listen on %s: the port is in use, perhaps by another touchline-cloud: stop that, or set %s to another port: %w", address, setting, err)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("listen on %s: this port needs more rights than this user has: set %s to a port above 1023: %w", address, setting, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("listen on %s: this machine does not have that address: set %s to one that it has, or to 0.0.0.0 for all: %w", address, setting, err)
+	case err != nil:
+		return nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return listener, nil
 }
 
 // Addr returns the address that Listen acquired, with its true port; nil before.
@@ -131,29 +149,42 @@ func (s *Server) Addr() net.Addr {
 	return s.listener.Addr()
 }
 
+// AgentAddr is Addr of the agent; nil where there is none.
+func (s *Server) AgentAddr() net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.agent == nil {
+		return nil
+	}
+	return s.agent.Addr()
+}
+
 // Close gives the address back where Run did not. It may be called twice.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.listener == nil {
-		return nil
+	var errs []error
+	for _, l := range []net.Listener{s.listener, s.agent} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, fmt.Errorf("close listener: %w", err))
+		}
 	}
-	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("close listener: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Run serves until ctx is done, and then returns nil, or until the listener
 // fails. It returns when all that it started has ended: no connection is open
 // and the record store is not used any more. Call Listen first, and Run once.
 //
-// Stopping is a polite crash: gateways are told to come back later, the
-// transaction at hand is finished, and what was not acknowledged is still where
-// it came from.
+// Stopping is a polite crash: gateways are sent to other nodes (see drain) or
+// told to come back later, the transaction at hand is finished, and what was not
+// acknowledged is still where it came from.
 func (s *Server) Run(ctx context.Context) error {
 	s.mu.Lock()
-	listener := s.listener
+	listener, agent := s.listener, s.agent
 	again := s.running
 	s.running = true
 	s.mu.Unlock()
@@ -161,7 +192,8 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.New("run cloud: call Listen before Run, and Run once")
 	}
 
-	stop, cancelStop := context.WithCancel(ctx)
+	// Requests outlive ctx: while a node drains it answers as before.
+	stop, cancelStop := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelStop()
 	work, cancelWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelWork()
@@ -184,19 +216,32 @@ func (s *Server) Run(ctx context.Context) error {
 	}()
 
 	web := s.web(stop)
-	served := make(chan error, 1)
-	go func() { served <- web.Serve(listener) }()
+	var brokenBy error // set when served is closed
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		brokenBy = web.Serve(listener)
+	}()
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		s.answerAgents(stop, agent)
+	}()
 	s.log.Info("touchline-cloud listens", "address", listener.Addr().String())
 
 	var failure error
 	select {
-	case <-stop.Done():
-		s.log.Info("touchline-cloud stops", "connections", s.Stats().Connections)
-	case err := <-served:
-		failure = fmt.Errorf("serve %s: %w", s.opts.Listen, err)
-		served <- err
-		cancelStop()
+	case <-ctx.Done():
+		s.drain(served)
+	case <-served:
 	}
+	select {
+	case <-served:
+		failure = fmt.Errorf("serve %s: %w", s.opts.Listen, brokenBy)
+	default:
+		s.log.Info("touchline-cloud stops", "connections", s.Stats().Connections)
+	}
+	cancelStop()
 
 	// The gateways first, while there is a listener still: those over HTTP hear of it
 	// in an answer. Then the listener and the queries, whose context ended with stop; the
@@ -207,6 +252,10 @@ func (s *Server) Run(ctx context.Context) error {
 	<-served
 	<-watched
 	<-weighed
+	if agent != nil {
+		agent.Close()
+	}
+	<-answered
 	stopRecorder()
 	timer := time.AfterFunc(s.ingest.timing.shutdown, cancelWork)
 	defer timer.Stop()
@@ -235,16 +284,6 @@ func (s *Server) closeWeb(web *http.Server) {
 	if web.Shutdown(ctx) != nil {
 		web.Close() // a reader that does not read
 	}
-}
-
-// sayGoodbye ends all sessions, also those that still come. Gateways come back
-// spread over five seconds, to this node's successor or to another.
-func (s *Server) sayGoodbye() {
-	s.ingest.roster.drain(func() farewell {
-		after := time.Second + rand.N(5*time.Second)
-		return farewell{code: websocket.CloseGoingAway, reason: "this node stops",
-			goaway: &wire.Goaway{Reason: "drain", ReconnectAfter: int(after.Milliseconds())}}
-	})
 }
 
 // awaitSessions returns when all sessions have ended.
@@ -277,5 +316,8 @@ func (s *Server) Stats() Stats {
 	connections, window := s.ingest.roster.counts()
 	st.Connections, st.Window = connections, window.Bytes
 	st.QueueBytes, st.QueueBlocks = s.batcher.waiting()
+	st.MaxConnections, st.MaxQueueBytes = s.opts.MaxGateways, s.opts.QueueBytes
+	st.Lag = s.batcher.lag()
+	st.Draining = s.ingest.roster.stopping()
 	return st
 }

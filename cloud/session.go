@@ -39,6 +39,10 @@ type session struct {
 	rtt      atomic.Int64 // ns; 0 is not known yet
 	blocks   atomic.Uint64
 
+	// Used by the writer only.
+	expires time.Time // when the gateway is to connect anew, and then when it must; zero is never
+	expired bool      // the first of these has passed
+
 	// Used by the reader only.
 	greeted bool
 	parts   wire.Assembly // of a frame on a slow link; at most MaxFrameBytes
@@ -82,6 +86,7 @@ func (s *session) run() {
 // after the farewell, or when a write fails.
 func (s *session) write() {
 	defer s.hangUp()
+	s.expires = s.in.expiry(s.connected)
 	timer := time.NewTimer(s.untilPing())
 	defer timer.Stop()
 	for {
@@ -90,6 +95,7 @@ func (s *session) write() {
 		case <-s.out.wake:
 		case <-timer.C:
 			ping = true
+			s.age(time.Now())
 			timer.Reset(s.untilPing())
 		}
 		l := s.out.take()

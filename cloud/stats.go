@@ -6,6 +6,7 @@ import (
 	"sort"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"touchline"
 )
@@ -32,6 +33,11 @@ type Stats struct {
 
 	QueueBytes, QueueBlocks int // waiting for the record store, or being recorded
 	Window                  int // bytes offered to each gateway now
+
+	// What an autoscaler and a load balancer go by.
+	MaxConnections, MaxQueueBytes int
+	Lag                           time.Duration // how long the oldest block in the queue has waited
+	Draining                      bool          // it is to stop, and sends its gateways away
 
 	QueriesRunning             int
 	Queries, QueriesRefused    uint64 // answered in full; refused because too many ran

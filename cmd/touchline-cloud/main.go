@@ -18,6 +18,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	context.AfterFunc(ctx, stop) // a second signal ends what drains too long: stopping is a polite crash
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
