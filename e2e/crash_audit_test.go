@@ -59,6 +59,16 @@ func (v *verdict) find(format string, args ...any) {
 func (s *site) audit(c *crowd) *verdict {
 	s.t.Helper()
 	v := &verdict{by: map[string]uint64{}}
+	s.tally(c, v)
+	s.cloud.terminate()
+	s.auditFile(v)
+	return v
+}
+
+// tally compares the ledgers of a crowd with what the query API gives of its
+// gateway.
+func (s *site) tally(c *crowd, v *verdict) {
+	s.t.Helper()
 	rows := make(map[string][]uint32) // by sensor and sample, how often it is there
 	clients := make(map[string]*client)
 	for _, one := range c.clients {
@@ -82,9 +92,6 @@ func (s *site) audit(c *crowd) *verdict {
 	for _, one := range c.clients {
 		v.compare(one, rows[one.sensor])
 	}
-	s.cloud.terminate()
-	s.auditFile(v)
-	return v
 }
 
 // isBlob says whether a row is a blob that was sent as it is there.
@@ -150,7 +157,7 @@ func (v *verdict) compare(c *client, rows []uint32) {
 // eachRow reads all rows of the query API.
 func (s *site) eachRow(take func([]string)) {
 	s.t.Helper()
-	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/v1/samples?format=csv&gateway=venue-1", s.cloudPort))
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/v1/samples?format=csv&gateway=%s", s.cloudPort, s.venue))
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -224,6 +224,7 @@ func freePort(t *testing.T) int {
 // either can be ended and started again.
 type site struct {
 	t                          *testing.T
+	venue                      string // the gateway's id
 	cloudData, gatewayData     string
 	cloudPort, mqtt, http      int
 	cloudConfig, gatewayConfig string
@@ -245,7 +246,7 @@ func newSite(t *testing.T, extra string) *site {
 // newSiteOf is newSite with other programs.
 func newSiteOf(t *testing.T, cloud, gateway, extra string) *site {
 	t.Helper()
-	s := &site{t: t, cloudProgram: cloud, gatewayProgram: gateway, beginCloud: (*exec.Cmd).Start, beginGateway: (*exec.Cmd).Start, cloudData: t.TempDir(), gatewayData: t.TempDir(), cloudPort: freePort(t), mqtt: freePort(t), http: freePort(t)}
+	s := &site{t: t, venue: "venue-1", cloudProgram: cloud, gatewayProgram: gateway, beginCloud: (*exec.Cmd).Start, beginGateway: (*exec.Cmd).Start, cloudData: t.TempDir(), gatewayData: t.TempDir(), cloudPort: freePort(t), mqtt: freePort(t), http: freePort(t)}
 	conf := t.TempDir()
 	s.cloudConfig, s.gatewayConfig = filepath.Join(conf, "cloud.toml"), filepath.Join(conf, "touchline.toml")
 	writeFile(t, s.cloudConfig, fmt.Sprintf("listen = \"127.0.0.1:%d\"\ndata = %q\n", s.cloudPort, s.cloudData))
@@ -269,7 +270,7 @@ func (s *site) configureGateway(extra, tokenFile string) {
 	s.t.Helper()
 	writeFile(s.t, s.gatewayConfig, fmt.Sprintf(`%s
 [gateway]
-id = "venue-1"
+id = %q
 data = %q
 [sensors.mqtt]
 listen = "127.0.0.1:%d"
@@ -280,7 +281,7 @@ urls = ["ws://127.0.0.1:%d"]
 token_file = %q
 reconnect_min = "50ms"
 reconnect_max = "200ms"
-`, extra, s.gatewayData, s.mqtt, s.http, s.cloudPort, tokenFile))
+`, extra, s.venue, s.gatewayData, s.mqtt, s.http, s.cloudPort, tokenFile))
 }
 
 // moveGateway gives the gateway another data folder.

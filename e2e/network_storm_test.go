@@ -293,8 +293,8 @@ func newMemorySource() *memorySource {
 	return &memorySource{epoch: touchline.NewEpoch(), next: 1, changed: make(chan struct{})}
 }
 
-// storedEncoder is used for one block at a time.
-var storedEncoder = sync.OnceValue(wire.NewEncoder)
+// storedEncoders are for all tests: one per source would be megabytes.
+var storedEncoders = sync.Pool{New: func() any { return wire.NewEncoder() }}
 
 // add adds a block.
 func (m *memorySource) add(t *testing.T) {
@@ -303,7 +303,9 @@ func (m *memorySource) add(t *testing.T) {
 	for i := range samples {
 		samples[i] = touchline.Sample{Sensor: "belt", Metric: "heart_rate", Time: messageTime(int(m.next) + i), Value: touchline.NumberValue(float64(i))}
 	}
-	encoded, err := storedEncoder().Encode(nil, samples)
+	encoder := storedEncoders.Get().(*wire.Encoder)
+	encoded, err := encoder.Encode(nil, samples)
+	storedEncoders.Put(encoder)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -170,7 +170,7 @@ func failForAWhile(t *testing.T, f *flakyDisk, s *site, c *crowd) {
 func keptSite(t *testing.T, gateway string) *site {
 	t.Helper()
 	s := &site{
-		t: t, cloudProgram: "touchline-cloud", gatewayProgram: gateway, beginCloud: (*exec.Cmd).Start, beginGateway: (*exec.Cmd).Start,
+		venue: "venue-1", t: t, cloudProgram: "touchline-cloud", gatewayProgram: gateway, beginCloud: (*exec.Cmd).Start, beginGateway: (*exec.Cmd).Start,
 		cloudPort: 20001, mqtt: 20002, http: 20003,
 		gatewayData: "/mnt/a/data", cloudData: "/mnt/b/data",
 	}

@@ -328,7 +328,7 @@ func (e *remains) start() (_ *verdict, err error) {
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
 	s := &site{
-		t: e.t, cloudProgram: "touchline-cloud", gatewayProgram: "touchline", beginCloud: (*exec.Cmd).Start, beginGateway: (*exec.Cmd).Start,
+		venue: "venue-1", t: e.t, cloudProgram: "touchline-cloud", gatewayProgram: "touchline", beginCloud: (*exec.Cmd).Start, beginGateway: (*exec.Cmd).Start,
 		cloudPort: freePort(e.t), mqtt: freePort(e.t), http: freePort(e.t),
 		gatewayData: filepath.Join(e.mounts[0], "data"), cloudData: filepath.Join(e.mounts[1], "data"),
 	}
