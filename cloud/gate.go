@@ -125,7 +125,11 @@ func (in *ingest) admit(w http.ResponseWriter, p pass) bool {
 	}
 	if err := in.roster.admit(); err != nil {
 		in.stats.handshake(handshakeUnavailable)
-		w.Header().Set("Retry-After", "10")
+		after := "10"
+		if errors.Is(err, errDraining) {
+			after = "1" // the next attempt is led to another node
+		}
+		w.Header().Set("Retry-After", after)
 		problem(w, http.StatusServiceUnavailable, err.Error())
 		return false
 	}
