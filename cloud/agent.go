@@ -26,8 +26,9 @@ func (s *Stats) Load() float64 {
 }
 
 // agentAnswer is what this node says to HAProxy's agent-check (configuration
-// manual 2.6, "agent-check"): its state, and its free capacity as a weight.
-// Nothing is left at 0 %, which would be a drain: refusing is for the gate.
+// manual 2.6, "agent-check"): its state, and its free capacity as a weight, in
+// steps of a tenth, since each change moves who is where under a consistent hash. It
+// is never 0 %, which would be a drain: refusing is for the gate.
 func (s *Server) agentAnswer(ctx context.Context) string {
 	if s.ingest.roster.stopping() {
 		return "up drain\n"
@@ -38,7 +39,7 @@ func (s *Server) agentAnswer(ctx context.Context) string {
 		return "ready down #" + reason + "\n"
 	}
 	st := s.Stats()
-	return fmt.Sprintf("up ready %d%%\n", max(1, int(math.Round(100*(1-st.Load())))))
+	return fmt.Sprintf("up ready %d%%\n", max(1, 10*int(math.Round(10*(1-st.Load())))))
 }
 
 // answerAgents answers who connects to the agent's address, one after the

@@ -72,7 +72,6 @@ func newCluster(t *testing.T, nodes int, tune string) *cluster {
 		n := &clusterNode{port: freePort(t), agent: freePort(t), config: filepath.Join(c.conf, fmt.Sprintf("node%d.toml", i+1))}
 		writeFile(t, n.config, fmt.Sprintf(`listen = "127.0.0.1:%d"
 data = %q
-heartbeat = "2s"
 trusted_proxies = ["127.0.0.1"]
 [balancer]
 agent_listen = "127.0.0.1:%d"
@@ -151,7 +150,12 @@ func (c *cluster) haproxy(replacements ...string) {
 	writeFile(c.t, config, deployed(c.t, "haproxy.cfg", replacements...))
 	environment := append(os.Environ(), fmt.Sprintf("TOUCHLINE_BIND=127.0.0.1:%d", c.port), "TOUCHLINE_CERT="+c.file("both.pem"),
 		fmt.Sprintf("TOUCHLINE_STATS=127.0.0.1:%d", c.stats), "TOUCHLINE_SOCKET="+c.socket)
-	for i, n := range c.nodes {
+	nobody := &clusterNode{port: freePort(c.t), agent: freePort(c.t)}
+	for i := range 4 {
+		n := nobody
+		if i < len(c.nodes) {
+			n = c.nodes[i]
+		}
 		environment = append(environment, fmt.Sprintf("TOUCHLINE_NODE%d=127.0.0.1:%d", i+1, n.port), fmt.Sprintf("TOUCHLINE_AGENT%d=%d", i+1, n.agent))
 	}
 	program := balancerProgram(c.t, "haproxy")
@@ -162,6 +166,16 @@ func (c *cluster) haproxy(replacements ...string) {
 	}, program, "-W", "-f", config)
 	c.t.Cleanup(c.endBalancer)
 	c.awaitBalancer()
+	// Until its first look it takes a node that is not there for one that is.
+	waitFor(c.t, "HAProxy to have looked at all nodes", func() bool {
+		for i := range 4 {
+			runs := i < len(c.nodes) && c.nodes[i].program != nil && c.nodes[i].program.running()
+			if status := c.haproxyStat("nodes", fmt.Sprintf("n%d", i+1), "status"); runs != strings.HasPrefix(status, "UP") {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // nginx starts nginx with the files of deploy/, and names and addresses in the

@@ -203,6 +203,9 @@ func run(t *testing.T, name string, args ...string) (stdout, stderr string, stat
 	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
 
+// portsGiven has what freePort returned.
+var portsGiven sync.Map
+
 // freePort returns a port on loopback that nobody used a moment ago. It is
 // below those that the system gives to outgoing connections (from 32768, or
 // 49152 elsewhere): one of these could take it while a killed program is away,
@@ -211,6 +214,9 @@ func freePort(t *testing.T) int {
 	t.Helper()
 	for range 100 {
 		port := 16384 + rand.IntN(16384)
+		if _, taken := portsGiven.LoadOrStore(port, true); taken {
+			continue // by a test that runs beside this one and may not listen yet
+		}
 		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			l.Close()
 			return port
