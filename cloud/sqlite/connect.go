@@ -20,8 +20,8 @@ import (
 )
 
 // busyTimeout is how long a connection waits for another process's lock. The
-// only other writer is an administration command, whose transactions take
-// milliseconds; half a minute covers a disk that stalls.
+// other writers are administration commands and other nodes on this machine, whose
+// transactions take milliseconds; half a minute covers a disk that stalls.
 const busyTimeout = 30 * time.Second
 
 // busyTurn is how long a writer waits inside SQLite, where nothing can wake
