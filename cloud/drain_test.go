@@ -199,26 +199,37 @@ func TestDrain_EndsAtOnceWhereNobodyIs(t *testing.T) {
 	n.end() // or it would not return within patience
 }
 
-func TestMaxAge_AnOldSessionIsSentAwayAndThenClosed(t *testing.T) {
+// aging are the options of a node whose sessions are old at their first ping.
+func aging() cloud.Options {
 	o := options()
-	o.Heartbeat, o.MaxAge = 100*time.Millisecond, 300*time.Millisecond
-	server := prepare(t, o, newMemory("arena", "field"))
+	o.Heartbeat, o.MaxAge = 2*time.Second, 300*time.Millisecond
+	return o
+}
+
+func TestMaxAge_AnOldSessionIsSentAwayAndLeavesWhenAllIsStored(t *testing.T) {
+	t.Parallel()
+	n := start(t, aging(), newMemory("arena"))
+	g, _ := n.join("arena")
+	if away, before := g.away(); away.Reason != "rebalance" || away.ReconnectAfter != 0 || len(before) != 0 {
+		t.Errorf("heard %+v and then %+v", before, away)
+	}
+	sent := blocks(t, 2)
+	g.send(sent...) // crossed on the way
+	g.stored(sent...)
+	g.leave()
+	n.join("arena")
+}
+
+func TestMaxAge_AGatewayThatStaysIsClosed(t *testing.T) {
+	t.Parallel()
+	server := prepare(t, aging(), newMemory("arena", "field"))
 	server.SetLeave(100 * time.Millisecond)
 	n := run(t, server)
 	g, _ := n.join("arena")
-	sent := blocks(t, 2)
-	away, _ := g.away()
-	g.send(sent...) // crossed on the way
-	g.stored(sent...)
-	if away.Reason != "rebalance" || away.ReconnectAfter != 0 {
-		t.Errorf("heard %+v", away)
-	}
-	g.closed(websocket.CloseServiceRestart)
-	again, _ := n.join("arena")
-	again.away()
-	again.leave()
 	c := newCourier(n, "field")
 	c.join()
+	g.away()
+	g.closed(websocket.CloseServiceRestart)
 	c.closed(websocket.CloseServiceRestart)
 }
 
