@@ -31,14 +31,13 @@ import (
 	"testing"
 	"time"
 
-	"touchline/cloud/sqlite"
 	"touchline/uplink"
 )
 
 // A cluster is nodes on one record store behind a load balancer, which ends TLS.
 type cluster struct {
 	t        *testing.T
-	data     string // of all nodes
+	store    clusterStore
 	conf     string // folder
 	nodes    []*clusterNode
 	balancer *program
@@ -61,22 +60,22 @@ type clusterNode struct {
 	program     *program
 }
 
-// newCluster prepares nodes, certificate and record store; nothing runs. tune
+// newCluster prepares nodes on a store, and the certificate; nothing runs. tune
 // is laid into the nodes' [balancer].
-func newCluster(t *testing.T, nodes int, tune string) *cluster {
+func newCluster(t *testing.T, store clusterStore, nodes int, tune string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, data: t.TempDir(), conf: t.TempDir(), port: freePort(t), stats: freePort(t)}
+	c := &cluster{t: t, store: store, conf: t.TempDir(), port: freePort(t), stats: freePort(t)}
 	c.socket = filepath.Join(c.conf, "haproxy.sock")
 	c.makeCertificate()
 	for i := range nodes {
 		n := &clusterNode{port: freePort(t), agent: freePort(t), config: filepath.Join(c.conf, fmt.Sprintf("node%d.toml", i+1))}
 		writeFile(t, n.config, fmt.Sprintf(`listen = "127.0.0.1:%d"
-data = %q
+%s
 trusted_proxies = ["127.0.0.1"]
 [balancer]
 agent_listen = "127.0.0.1:%d"
 %s
-`, n.port, c.data, n.agent, tune))
+`, n.port, store.settings, n.agent, tune))
 		c.nodes = append(c.nodes, n)
 	}
 	return c
@@ -279,7 +278,7 @@ func (c *cluster) address(i int) string {
 func (c *cluster) join(fleet, processes int) {
 	c.t.Helper()
 	c.block()
-	store, err := sqlite.Open(c.t.Context(), c.data, slog.New(slog.DiscardHandler))
+	store, err := c.store.open(c.t.Context())
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -308,7 +307,7 @@ func (c *cluster) join(fleet, processes int) {
 	}
 	for i := range processes {
 		s := &site{t: c.t, venue: fmt.Sprintf("venue-%d", i+1), gatewayProgram: "touchline", beginGateway: (*exec.Cmd).Start,
-			cloudData: c.data, gatewayData: c.t.TempDir(), gatewayConfig: c.file(fmt.Sprintf("gateway%d.toml", i)), mqtt: freePort(c.t), http: freePort(c.t)}
+			gatewayData: c.t.TempDir(), gatewayConfig: c.file(fmt.Sprintf("gateway%d.toml", i)), mqtt: freePort(c.t), http: freePort(c.t)}
 		token := c.file("token-" + s.venue)
 		writeFile(c.t, token, add(s.venue))
 		s.configureGateway("[sensors]\ndedupe_window = \"2m\"\n", token)
@@ -454,7 +453,7 @@ func (c *cluster) audit() {
 			n.program.kill() // stopping is a polite crash
 		}
 	}
-	(&site{t: c.t, cloudData: c.data}).auditFile(v)
+	c.store.audit(v)
 	if !v.holds() || v.acked != v.sent || v.acked == 0 {
 		c.t.Errorf("%s", v)
 	}

@@ -19,7 +19,7 @@ func TestBalancer_RefusesInTheCloudsName(t *testing.T) {
 		"nginx":   func(c *cluster) { c.nginx("zone=per_address:10m rate=30r/s;", "zone=per_address:10m rate=1r/m;") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := newCluster(t, 1, "")
+			c := newCluster(t, onSQLite(t), 1, "")
 			c.startNodes(0)
 			begin(c)
 			let := 0
@@ -58,7 +58,7 @@ func TestBalancer_SaysThatNoNodeIsLeft(t *testing.T) {
 	t.Parallel()
 	for name, begin := range map[string]func(*cluster){"haproxy": func(c *cluster) { c.haproxy() }, "nginx": func(c *cluster) { c.nginx() }} {
 		t.Run(name, func(t *testing.T) {
-			c := newCluster(t, 1, "")
+			c := newCluster(t, onSQLite(t), 1, "")
 			c.startNodes(0)
 			begin(c)
 			c.nodes[0].program.kill()

@@ -22,7 +22,15 @@ func fleetSize() int {
 // node is killed.
 func TestBalancer_HAProxyMovesGatewaysAndLosesNothing(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 4, "drain_delay = \"3s\"\ndrain = \"1s\"")
+	c := newCluster(t, onSQLite(t), 4, drainsBehindHAProxy)
+	c.moveBehindHAProxy()
+}
+
+const drainsBehindHAProxy = "drain_delay = \"3s\"\ndrain = \"1s\""
+
+func (c *cluster) moveBehindHAProxy() {
+	t := c.t
+	t.Helper()
 	c.startNodes(0, 1, 2)
 	c.haproxy()
 	c.join(fleetSize(), 3)
@@ -82,7 +90,7 @@ func TestBalancer_HAProxyMovesGatewaysAndLosesNothing(t *testing.T) {
 // learns of its nodes from what becomes of requests.
 func TestBalancer_NginxMovesGatewaysAndLosesNothing(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 4, "drain = \"1s\"")
+	c := newCluster(t, onSQLite(t), 4, "drain = \"1s\"")
 	c.startNodes(0, 1, 2)
 	c.nginx()
 	c.join(fleetSize(), 3)
@@ -132,7 +140,7 @@ func TestBalancer_ConsistentHashKeepsAGatewayAtItsNode(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := newCluster(t, 4, "") // all of those in the file: until its first look HAProxy takes one that is not there for one that is
+			c := newCluster(t, onSQLite(t), 4, "") // all of those in the file: until its first look HAProxy takes one that is not there for one that is
 			c.startNodes(0, 1, 2, 3)
 			begin(c)
 			c.join(24, 0)

@@ -11,13 +11,16 @@ import (
 	"touchline/internal/pgtest"
 )
 
+// withoutPassword is a URL as a cloud is given it.
+func withoutPassword(url string) string { return strings.Replace(url, ":"+pgtest.Password+"@", "@", 1) }
+
 // TestPostgres_IsARecordStoreLikeTheOther is a cloud on PostgreSQL from the
 // first command to the answer of a query: gateways are added, claimed, listed
 // and revoked, a key is made, samples come in, the server crashes and comes
 // back, nothing is lost or there twice, and no secret is in what was printed.
 func TestPostgres_IsARecordStoreLikeTheOther(t *testing.T) {
 	server := pgtest.Start(t, "")
-	url := strings.Replace(server.Database(t), ":"+pgtest.Password+"@", "@", 1)
+	url := withoutPassword(server.Database(t))
 	s := newSite(t, "")
 	conf := filepath.Dir(s.cloudConfig)
 	password := filepath.Join(conf, "password")
