@@ -84,30 +84,35 @@ agent_listen = "127.0.0.1:%d"
 // makeCertificate makes what the load balancer shows: crt, key, and both.pem.
 func (c *cluster) makeCertificate() {
 	c.t.Helper()
+	crt, key := selfSigned(c.t, "balancer")
+	writeFile(c.t, c.file("crt"), crt)
+	writeFile(c.t, c.file("key"), key)
+	writeFile(c.t, c.file("both.pem"), crt+key)
+	c.roots = x509.NewCertPool()
+	c.roots.AppendCertsFromPEM([]byte(crt))
+}
+
+// selfSigned returns a certificate for 127.0.0.1 and its key, in PEM.
+func selfSigned(t *testing.T, name string) (crt, private string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "balancer"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
+	pk, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
-	crt := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	pk := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
-	writeFile(c.t, c.file("crt"), crt)
-	writeFile(c.t, c.file("key"), pk)
-	writeFile(c.t, c.file("both.pem"), crt+pk)
-	c.roots = x509.NewCertPool()
-	c.roots.AppendCertsFromPEM([]byte(crt))
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pk}))
 }
 
 func (c *cluster) file(name string) string { return filepath.Join(c.conf, name) }
