@@ -42,6 +42,7 @@ func (r *recording) lock(ctx context.Context) error {
 		_, err := pgx.ForEachRow(rows, []any{&name, &id}, func() error { r.gateways[name] = id; return nil })
 		return err
 	})
+	batch.Queue(`SAVEPOINT unlocked`)
 	batch.Queue(lockCursors, epochs).Query(r.readCursors)
 	if err := r.tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return fmt.Errorf("lock cursors: %w", err)
@@ -83,7 +84,8 @@ func (r *recording) readCursors(rows pgx.Rows) error {
 
 // makeCursors makes the cursors that are missing, for the gateways that are
 // the first to use their epochs. A row is made before it is read, so that
-// nobody else can make it in between.
+// nobody else can make it in between; and before any is locked, since what
+// somebody else made a moment ago may be locked by who waits for one of ours.
 func (r *recording) makeCursors(ctx context.Context, epochs [][]byte) error {
 	var missing [][]byte
 	var owners []int64
@@ -94,11 +96,13 @@ func (r *recording) makeCursors(ctx context.Context, epochs [][]byte) error {
 		i := slices.IndexFunc(r.batch, func(d cloud.Delivery) bool { return d.Block.Epoch == touchline.Epoch(e) })
 		missing, owners = append(missing, e), append(owners, r.gateways[r.batch[i].Gateway])
 	}
+	clear(r.cursors)
 	var batch pgx.Batch
+	batch.Queue(`ROLLBACK TO SAVEPOINT unlocked`)
 	batch.Queue(`
 		INSERT INTO cursor (epoch, gateway, begun) SELECT e, g, $3 FROM unnest($1::bytea[], $2::bigint[]) AS new (e, g) ORDER BY e
 		ON CONFLICT DO NOTHING`, missing, owners, r.day.date())
-	batch.Queue(lockCursors, missing).Query(r.readCursors)
+	batch.Queue(lockCursors, epochs).Query(r.readCursors)
 	if err := r.tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return fmt.Errorf("make cursors: %w", err)
 	}
