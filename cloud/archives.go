@@ -96,7 +96,7 @@ func (a *archives) take(ctx context.Context, h archive.Header, seg *archive.Segm
 	for i := range seg.Blocks {
 		b := seg.Blocks[i]
 		b.Data = bytes.Clone(b.Data) // exactly its size, so that the queue's account is the truth
-		if err := a.in.batcher.submit(ctx, Delivery{Gateway: h.Gateway, Block: b, Received: received}, wait); err != nil {
+		if err := a.in.batcher.submit(ctx, Delivery{Gateway: h.Gateway, Block: b, Lane: wire.Backlog, Received: received}, wait); err != nil {
 			return fmt.Errorf("queue block: %w", err)
 		}
 	}

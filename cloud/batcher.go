@@ -62,6 +62,9 @@ type batcher struct {
 	capacity int
 	onLoad   func() // called when load changed, by any goroutine
 
+	// onRecorded is called once a transaction is committed and synced; it does not block.
+	onRecorded func([]Delivery, []Outcome)
+
 	wake chan struct{} // holds one: the queue is not empty
 
 	mu      sync.Mutex // covers what follows
@@ -101,7 +104,7 @@ type blockKey struct {
 func newBatcher(recorder Recorder, queueBytes int, stats *counters, logger *slog.Logger) *batcher {
 	return &batcher{
 		recorder: recorder, stats: stats, timing: defaultTiming, log: logger,
-		room: semaphore.NewWeighted(int64(queueBytes)), capacity: queueBytes, onLoad: func() {},
+		room: semaphore.NewWeighted(int64(queueBytes)), capacity: queueBytes, onLoad: func() {}, onRecorded: func([]Delivery, []Outcome) {},
 		wake: make(chan struct{}, 1), pending: map[blockKey]*entry{}, decoder: wire.NewDecoder(),
 	}
 }
@@ -305,6 +308,7 @@ func (b *batcher) attempt(ctx context.Context, g batch) error {
 	b.stats.batchBlocks.observe(float64(g.len()))
 	b.count(g, outcomes, now)
 	b.done(g.entries, func(e *entry, to receiver) { to.stored(&e.delivery.Block) })
+	b.onRecorded(g.deliveries, outcomes)
 	return nil
 }
 

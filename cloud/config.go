@@ -31,6 +31,7 @@ type Config struct {
 	Window       WindowConfig        `toml:"window"`
 	Queue        QueueConfig         `toml:"queue"`
 	Limits       LimitsConfig        `toml:"limits"`
+	Live         LiveConfig          `toml:"live"`
 	TLS          TLSConfig           `toml:"tls"`
 	Log          touchline.LogConfig `toml:"log"`
 	Balancer     BalancerConfig      `toml:"balancer"`
@@ -64,6 +65,13 @@ type BalancerConfig struct {
 	DrainDelay  config.Duration `toml:"drain_delay"`
 	Drain       config.Duration `toml:"drain"`
 	MaxAge      config.Duration `toml:"max_age"`
+}
+
+// LiveConfig is the table [live].
+type LiveConfig struct {
+	Viewers  int             `toml:"viewers"`
+	Series   int             `toml:"series"`
+	Lookback config.Duration `toml:"lookback"`
 }
 
 // TLSConfig is the table [tls].
@@ -145,6 +153,9 @@ func (c *Config) Check(report func(key, problem string)) {
 			report("balancer.agent_listen", err.Error())
 		}
 	}
+	bounds("live.viewers", int64(c.Live.Viewers), 0, 10_000, number)
+	bounds("live.series", int64(c.Live.Series), 1, 1_000_000, number)
+	bounds("live.lookback", int64(c.Live.Lookback), 0, int64(maxLookback), duration)
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		report("tls.cert", "and tls.key: set both, or none for no TLS")
 	}
@@ -223,6 +234,9 @@ func (c *Config) Options() Options {
 		DrainDelay:       time.Duration(c.Balancer.DrainDelay),
 		Drain:            time.Duration(c.Balancer.Drain),
 		MaxAge:           time.Duration(c.Balancer.MaxAge),
+		MaxViewers:       c.Live.Viewers,
+		ViewerSeries:     c.Live.Series,
+		LiveLookback:     time.Duration(c.Live.Lookback),
 	}
 	for _, text := range c.TrustedProxies {
 		if p, err := prefix(text); err == nil { // Check names those that are none

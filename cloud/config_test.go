@@ -61,6 +61,9 @@ func TestLoadConfig_ReportsBadSettings(t *testing.T) {
 		{"[balancer]\nagent_listen = \"9777\"", ":2: balancer.agent_listen: \"9777\" is no address to listen on"},
 		{"[balancer]\ndrain = \"48h\"", ":2: balancer.drain: 48h0m0s is out of bounds: want 0s to 24h0m0s"},
 		{"[balancer]\nmax_age = \"1s\"", ":2: balancer.max_age: 1s is out of bounds: want 1m0s to 8760h0m0s"},
+		{"[live]\nviewers = -1", ":2: live.viewers: -1 is out of bounds: want 0 to 10000"},
+		{"[live]\nseries = 0", ":2: live.series: 0 is out of bounds: want 1 to 1000000"},
+		{"[live]\nlookback = \"2h\"", ":2: live.lookback: 2h0m0s is out of bounds: want 0s to 1h0m0s"},
 		{"[log]\nlevel = \"loud\"", ":2: log.level: \"loud\" is unknown"},
 	} {
 		file := filepath.Join(t.TempDir(), "cloud.toml")

@@ -32,3 +32,16 @@ func ParseQuery(raw string) (Query, error) {
 	q, _, err := parseQuery(raw)
 	return q, err
 }
+
+// LiveHeld returns the most that any viewer holds now: series, rows that wait,
+// and their weight.
+func (s *Server) LiveHeld() (series, rows, weight int) {
+	s.live.mu.Lock()
+	defer s.live.mu.Unlock()
+	for v := range s.live.viewers {
+		v.mu.Lock()
+		series, rows, weight = max(series, len(v.flow.tracks)), max(rows, v.flow.held), max(weight, v.flow.weight)
+		v.mu.Unlock()
+	}
+	return series, rows, weight
+}

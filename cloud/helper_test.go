@@ -39,6 +39,7 @@ func options() cloud.Options {
 		Handshakes: 10_000, GatewayHandshakes: 10_000, AddressConnections: 10_000, SpareConnections: 256, MaxHeaderBytes: 8 << 10,
 		Timeouts: cloud.Timeouts{Login: 5 * time.Second, Hello: 10 * time.Second, Frames: time.Minute, Archive: time.Minute,
 			Write: 10 * time.Second, Answer: time.Minute, Idle: time.Minute},
+		MaxViewers: 100, ViewerSeries: 4096, LiveLookback: time.Minute,
 	}
 }
 

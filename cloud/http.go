@@ -26,6 +26,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /healthz", serveHealth)
 	mux.HandleFunc("GET /readyz", s.serveReady)
 	mux.Handle("GET /v1/samples", s.guard(credential.ReadSamples, s.reader.serveSamples))
+	mux.Handle("GET "+livePath, s.guard(credential.ReadLive, s.serveLive))
 	mux.Handle("GET /v1/gateways", s.guard(credential.ReadStatus, s.serveGateways))
 	mux.Handle("GET /metrics", s.guard(credential.ReadStatus, promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}).ServeHTTP))
 	return s.ingest.mutual.strip(s.bodyless(sameOrigin(problems(mux))))
@@ -78,7 +79,7 @@ func problems(mux *http.ServeMux) http.Handler {
 				w.Header().Set(name, v)
 			}
 		}
-		detail := fmt.Sprintf("there is no %.80q here: there are %s, /v1/samples, /v1/gateways, /healthz, /readyz and /metrics", r.URL.Path, wire.UplinkPath)
+		detail := fmt.Sprintf("there is no %.80q here: there are %s, /v1/samples, /v1/live, /v1/gateways, /healthz, /readyz and /metrics", r.URL.Path, wire.UplinkPath)
 		if probe.status == http.StatusMethodNotAllowed {
 			detail = fmt.Sprintf("%.80q takes %s only", r.URL.Path, probe.header.Get("Allow"))
 		}

@@ -72,12 +72,18 @@ var simples = []simple{
 	gauge("window_bytes", "Window that each gateway is offered.", func(s *Stats) int { return s.Window }),
 	gauge("queries_running", "Reads of samples that run.", func(s *Stats) int { return s.QueriesRunning }),
 	counter("query_rows_total", "Samples sent to readers.", func(s *Stats) uint64 { return s.RowsQueried }),
+	gauge("live_viewers", "Viewers of live samples.", func(s *Stats) int { return s.Viewers }),
+	counter("live_viewers_refused_total", "Viewers refused since there were too many.", func(s *Stats) uint64 { return s.ViewersRefused }),
+	counter("live_samples_sent_total", "Samples sent to viewers, for each of them.", func(s *Stats) uint64 { return s.LiveSent }),
+	counter("live_blocks_decoded_total", "Blocks decoded for viewers.", func(s *Stats) uint64 { return s.LiveDecoded }),
+	counter("live_blocks_dropped_total", "Blocks not decoded for viewers, since too many waited.", func(s *Stats) uint64 { return s.LiveDropped }),
 }
 
 var (
 	handshakesDesc = desc("handshakes_total", "Uplink handshakes by result.", "result")
 	closedDesc     = desc("sessions_closed_total", "Uplinks that ended, by WebSocket close code; 0 is a connection that broke.", "code")
 	queriesDesc    = desc("queries_total", "Reads of samples by result.", "result")
+	omittedDesc    = desc("live_samples_left_out_total", "Samples that a viewer was not sent: slow viewer, late sample, too many series, or a value above 1 KiB.", "reason")
 	batchDesc      = desc("batch_blocks", "Blocks in one transaction.")
 	recordDesc     = desc("record_duration_seconds", "Time that one transaction took, sync included.")
 	ageDesc        = desc("sample_age_seconds", "From a sample's time to the end of the transaction that stored it; buckets grow by a quarter.")
@@ -88,7 +94,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range simples {
 		ch <- m.desc
 	}
-	for _, d := range []*prometheus.Desc{handshakesDesc, closedDesc, queriesDesc, batchDesc, recordDesc, ageDesc} {
+	for _, d := range []*prometheus.Desc{handshakesDesc, closedDesc, queriesDesc, omittedDesc, batchDesc, recordDesc, ageDesc} {
 		ch <- d
 	}
 }
@@ -111,6 +117,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	labelled(queriesDesc, "complete", s.Queries)
 	labelled(queriesDesc, "refused", s.QueriesRefused)
 	labelled(queriesDesc, "broken", s.QueriesBroken)
+	labelled(omittedDesc, "slow", s.LiveThinned)
+	labelled(omittedDesc, "late", s.LiveLate)
+	labelled(omittedDesc, "series", s.LiveSeries)
+	labelled(omittedDesc, "long", s.LiveLong)
 	ch <- constHistogram(batchDesc, s.BatchBlocks)
 	ch <- constHistogram(recordDesc, s.RecordSeconds)
 	ch <- constHistogram(ageDesc, s.SampleAge)

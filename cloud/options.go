@@ -91,6 +91,18 @@ type Options struct {
 	// MaxQueries is how many reads of samples may run at a time; each holds
 	// about 100 KB and a reader of the record store.
 	MaxQueries int
+
+	// MaxViewers is how many may follow samples live at a time, 0 for nobody;
+	// each costs at most 3 ms of a second. ViewerSeries is how many series one
+	// of them may have: 4,096 are at most 5 MB, and 7 MB where all are texts.
+	// LiveLookback is how old the latest values may be that one begins with, 0
+	// for none.
+	MaxViewers, ViewerSeries int
+	LiveLookback             time.Duration
+
+	// Bus carries what is recorded between the nodes of a cluster; nil is none, and
+	// viewers see what this node records.
+	Bus Bus
 }
 
 // Timeouts are how long the other side of a connection may take, each for
@@ -124,6 +136,7 @@ const (
 	maxDrainDelay   = 10 * time.Minute
 	maxDrain        = 24 * time.Hour
 	maxMaxAge       = 365 * 24 * time.Hour
+	maxLookback     = time.Hour
 )
 
 func (o *Options) validate() error {
@@ -164,6 +177,9 @@ func (o *Options) validate() error {
 	for name, t := range o.Timeouts.all() {
 		need(t > 0 && t <= maxTimeout, "Timeouts.%s is %s: want at most %s", name, t, maxTimeout)
 	}
+	need(o.MaxViewers >= 0 && o.MaxViewers <= 10_000, "MaxViewers is %d: want 0 to 10000", o.MaxViewers)
+	need(o.MaxViewers == 0 || o.ViewerSeries >= 1 && o.ViewerSeries <= 1_000_000, "ViewerSeries is %d: want 1 to 1000000", o.ViewerSeries)
+	need(o.LiveLookback >= 0 && o.LiveLookback <= maxLookback, "LiveLookback is %s: want 0 to %s", o.LiveLookback, maxLookback)
 	return errors.Join(errs...)
 }
 

@@ -127,14 +127,15 @@ func (s *session) frame(sc *scratch) error {
 	}
 	received := time.Now()
 	for i := range sc.blocks {
-		if err := s.block(&sc.blocks[i].Block, received); err != nil {
+		if err := s.block(&sc.blocks[i], received); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *session) block(b *wire.Block, received time.Time) error {
+func (s *session) block(from *wire.FrameBlock, received time.Time) error {
+	b := &from.Block
 	s.in.stats.blocks.Add(1)
 	s.blocks.Add(1)
 	var damage *wire.CRCError
@@ -157,7 +158,7 @@ func (s *session) block(b *wire.Block, received time.Time) error {
 	own.Data = bytes.Clone(b.Data) // exactly its size, so that the queue's account is the truth
 	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
 	defer cancel()
-	d := Delivery{Gateway: s.gateway, Session: s.number, Block: own, Received: received}
+	d := Delivery{Gateway: s.gateway, Session: s.number, Block: own, Lane: from.Lane, Received: received}
 	if err := s.in.batcher.submit(ctx, d, s); err != nil {
 		return overload("the record store does not keep up")
 	}

@@ -55,6 +55,7 @@ type Delivery struct {
 	Gateway  string // authenticated
 	Session  uint64
 	Block    wire.Block
+	Lane     wire.Lane          // it came in; Backlog for what came in an archive
 	Samples  []touchline.Sample // what Block.Data decodes to; nil where it could not be decoded
 	Clock    *wire.BlockClock   // as Block.Data has it; nil where it says nothing of it
 	Problem  string             // why it could not be decoded; such a block is kept aside

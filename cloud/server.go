@@ -40,6 +40,7 @@ type Server struct {
 	batcher  *batcher
 	ingest   *ingest
 	reader   *reader
+	live     *live
 	archives *archives
 	enroller *enroller
 	pipes    *pipes
@@ -76,6 +77,8 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 		each:       newBuckets(float64(opts.GatewayHandshakes)/60, float64(opts.GatewayHandshakes), opts.MaxGateways)}
 	s.batcher.onLoad = s.ingest.roster.refresh
 	s.reader = &reader{archive: store, timeout: opts.Timeouts.Answer, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
+	s.live = newLive(opts, s.stats, logger)
+	s.batcher.onRecorded = s.live.publish
 	s.archives = newArchives(s.ingest)
 	s.enroller = newEnroller(s.ingest)
 	s.pipes = newPipes(s.ingest)
@@ -106,7 +109,7 @@ func (s *Server) Listen() error {
 	}
 	address, ok := listener.Addr().(*net.TCPAddr)
 	s.loopback = ok && address.IP.IsLoopback()
-	listener = limitAddresses(limitConnections(listener, s.opts.MaxGateways+s.opts.SpareConnections), s.opts.AddressConnections,
+	listener = limitAddresses(limitConnections(listener, s.opts.MaxGateways+s.opts.MaxViewers+s.opts.SpareConnections), s.opts.AddressConnections,
 		s.ingest.from.trusted, func() { s.stats.addressRefused.Add(1) })
 	if s.opts.CertFile != "" {
 		secure, err := listenTLS(listener, &s.opts, s.ingest.mutual.roots, s.log)
@@ -214,6 +217,11 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(weighed)
 		s.batcher.watch(stop)
 	}()
+	shown := make(chan struct{})
+	go func() {
+		defer close(shown)
+		s.live.run(stop)
+	}()
 
 	web := s.web(stop)
 	var brokenBy error // set when served is closed
@@ -244,12 +252,14 @@ func (s *Server) Run(ctx context.Context) error {
 	cancelStop()
 
 	// The gateways first, while there is a listener still: those over HTTP hear of it
-	// in an answer. Then the listener and the queries, whose context ended with stop; the
+	// in an answer. Then the listener, the queries and the viewers, whose context ended with stop; the
 	// recorder last, when nobody is left who waits for its queue.
 	s.sayGoodbye()
 	s.awaitSessions()
 	s.closeWeb(web)
+	s.live.close(s.ingest.timing.shutdown) // of viewers over WebSockets the web server knows nothing
 	<-served
+	<-shown
 	<-watched
 	<-weighed
 	if agent != nil {
@@ -319,5 +329,6 @@ func (s *Server) Stats() Stats {
 	st.MaxConnections, st.MaxQueueBytes = s.opts.MaxGateways, s.opts.QueueBytes
 	st.Lag = s.batcher.lag()
 	st.Draining = s.ingest.roster.stopping()
+	st.Viewers = s.live.count()
 	return st
 }

@@ -43,6 +43,13 @@ type Stats struct {
 	Queries, QueriesRefused    uint64 // answered in full; refused because too many ran
 	QueriesBroken, RowsQueried uint64 // cut off by an error; rows sent
 
+	Viewers                  int    // of GET /v1/live, here now
+	ViewersRefused           uint64 // since there were too many
+	LiveSent, LiveThinned    uint64 // samples sent to viewers; left out since a viewer was slow
+	LiveLate, LiveSeries     uint64 // left out: not newer than what the viewer had; of series above its limit
+	LiveLong                 uint64 // left out: longer than 1 KiB
+	LiveDecoded, LiveDropped uint64 // blocks decoded for viewers; not decoded since too many waited
+
 	BatchBlocks   Histogram // blocks in one transaction
 	RecordSeconds Histogram // one transaction
 	SampleAge     Histogram // seconds from a sample's time to the end of its commit
@@ -70,6 +77,9 @@ type counters struct {
 	queriesRunning                        atomic.Int64
 	queries, queriesRefused               atomic.Uint64
 	queriesBroken, rowsQueried            atomic.Uint64
+	viewersRefused, liveSent, liveThinned atomic.Uint64
+	liveLate, liveSeries, liveLong        atomic.Uint64
+	liveDecoded, liveDropped              atomic.Uint64
 	batchBlocks, recordSeconds, sampleAge *histogram
 
 	mu         sync.Mutex // covers the maps; both have a fixed, small set of keys
@@ -122,6 +132,10 @@ func (c *counters) fill(s *Stats) {
 	s.QueriesRunning = int(c.queriesRunning.Load())
 	s.Queries, s.QueriesRefused = c.queries.Load(), c.queriesRefused.Load()
 	s.QueriesBroken, s.RowsQueried = c.queriesBroken.Load(), c.rowsQueried.Load()
+	s.ViewersRefused = c.viewersRefused.Load()
+	s.LiveSent, s.LiveThinned, s.LiveLate = c.liveSent.Load(), c.liveThinned.Load(), c.liveLate.Load()
+	s.LiveSeries, s.LiveLong = c.liveSeries.Load(), c.liveLong.Load()
+	s.LiveDecoded, s.LiveDropped = c.liveDecoded.Load(), c.liveDropped.Load()
 	s.BatchBlocks, s.RecordSeconds = c.batchBlocks.snapshot(), c.recordSeconds.snapshot()
 	s.SampleAge = c.sampleAge.snapshot()
 }
