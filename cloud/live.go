@@ -102,10 +102,20 @@ func (l *live) enter(v *viewer) error {
 		l.unfollow = unfollow
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.viewers[v] = struct{}{}
-	l.weigh()
-	l.wg.Add(1)
+	if closed = l.closed; !closed { // meanwhile; close may have waited for all already
+		l.viewers[v] = struct{}{}
+		l.weigh()
+		l.wg.Add(1)
+	}
+	none := len(l.viewers) == 0
+	l.mu.Unlock()
+	if none {
+		l.unfollow()
+		l.unfollow = nil
+	}
+	if closed {
+		return errViewersStop
+	}
 	return nil
 }
 
