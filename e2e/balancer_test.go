@@ -73,11 +73,7 @@ func (c *cluster) moveBehindHAProxy() {
 	}
 	waitFor(t, "HAProxy to have begun anew", func() bool { return strings.Count(c.balancer.log.String(), "Loading success") >= 2 })
 	c.settle("after a reload")
-	for id, node := range c.at() {
-		if was, known := before[id]; known && was != node && strings.HasPrefix(id, "fleet-") && !c.overHTTP(id) {
-			t.Errorf("%s moved from node %d to %d when the load balancer was reloaded", id, was+1, node+1)
-		}
-	}
+	c.stayed(before)
 
 	c.nodes[1].program.expected = true
 	c.nodes[1].program.kill()
@@ -114,11 +110,7 @@ func TestBalancer_NginxMovesGatewaysAndLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.settle("after a reload")
-	for id, node := range c.at() {
-		if was, known := before[id]; known && was != node && strings.HasPrefix(id, "fleet-") && !c.overHTTP(id) {
-			t.Errorf("%s moved from node %d to %d when the load balancer was reloaded", id, was+1, node+1)
-		}
-	}
+	c.stayed(before)
 	c.nodes[1].program.expected = true
 	c.nodes[1].program.kill()
 	c.settle("after kill -9")
@@ -177,4 +169,15 @@ func (c *cluster) overHTTP(id string) bool {
 		}
 	}
 	return false
+}
+
+// stayed reports gateways of the fleet whose WebSocket is no more where it was
+// before the load balancer was reloaded.
+func (c *cluster) stayed(before map[string]int) {
+	c.t.Helper()
+	for id, node := range c.at() {
+		if was, known := before[id]; known && was != node && strings.HasPrefix(id, "fleet-") && !c.overHTTP(id) {
+			c.t.Errorf("%s moved from node %d to %d when the load balancer was reloaded", id, was+1, node+1)
+		}
+	}
 }
