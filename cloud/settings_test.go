@@ -88,7 +88,7 @@ func TestLimits_AGatewayThatDoesNotReadIsCutOff(t *testing.T) {
 
 func TestLimits_SpareConnectionsAreAllThatStrangersGet(t *testing.T) {
 	opts := options()
-	opts.MaxGateways, opts.SpareConnections = 1, 2
+	opts.MaxGateways, opts.MaxViewers, opts.SpareConnections = 1, 0, 2
 	n := start(t, opts, newMemory("arena"))
 	answered := make(chan struct{}, 10)
 	var open []net.Conn
