@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"touchline/uplink":              {"touchline", "touchline/wire"},
 	"touchline/cloud":               {"touchline", "touchline/internal/here", "touchline/config", "touchline/wire", "touchline/payload", "touchline/identity", "touchline/archive", "touchline/credential"},
 	"touchline/cloud/sqlite":        {"touchline/credential", "touchline", "touchline/wire", "touchline/cloud", "touchline/cloud/merge", "touchline/identity", "touchline/internal/folder"},
+	"touchline/cloud/jetstream":     {"touchline", "touchline/wire", "touchline/cloud"},
 	"touchline/cloud/postgres":      {"touchline", "touchline/wire", "touchline/cloud", "touchline/cloud/merge", "touchline/credential", "touchline/identity"},
 	"touchline/cloud/merge":         {"touchline", "touchline/wire", "touchline/cloud"},
 	"touchline/cloud/recordertest":  {"touchline/credential", "touchline", "touchline/wire", "touchline/cloud", "touchline/identity"},
@@ -41,7 +42,7 @@ var mayImport = map[string][]string{
 	"touchline/relay":               {"touchline", "touchline/wire", "touchline/archive", "touchline/internal/folder"},
 	"touchline/simulator":           {"touchline", "touchline/payload"},
 	"touchline/cmd/touchline":       {"touchline", "touchline/credential", "touchline/preflight", "touchline/config", "touchline/archive", "touchline/daemon", "touchline/installer", "touchline/simulator"},
-	"touchline/cmd/touchline-cloud": {"touchline/credential", "touchline", "touchline/identity", "touchline/cloud", "touchline/cloud/postgres", "touchline/cloud/sqlite"},
+	"touchline/cmd/touchline-cloud": {"touchline/credential", "touchline", "touchline/identity", "touchline/cloud", "touchline/cloud/jetstream", "touchline/cloud/postgres", "touchline/cloud/sqlite"},
 	"touchline/cmd/demo":            {"touchline", "touchline/daemon", "touchline/cloud", "touchline/cloud/sqlite", "touchline/simulator"},
 	"touchline/bench":               {},
 	"touchline/e2e":                 {},
@@ -58,13 +59,15 @@ var mayImport = map[string][]string{
 
 // onlyIn says which libraries a single package wraps.
 var onlyIn = map[string][]string{
-	"github.com/golang-jwt/jwt/v5":       {"touchline/credential"},
-	"github.com/jackc/pgx/v5":            {"touchline/cloud/postgres", "touchline/internal/pgtest"},
-	"github.com/kardianos/service":       {"touchline/installer"},
-	"github.com/mattn/go-sqlite3":        {"touchline/buffer", "touchline/cloud/sqlite", "touchline/internal/faultvfs"},
-	"github.com/mochi-mqtt/server/v2":    {"touchline/sensors"},
-	"github.com/pelletier/go-toml/v2":    {"touchline/config"},
-	"github.com/klauspost/compress/zstd": {"touchline/wire"},
+	"github.com/golang-jwt/jwt/v5":             {"touchline/credential"},
+	"github.com/jackc/pgx/v5":                  {"touchline/cloud/postgres", "touchline/internal/pgtest"},
+	"github.com/kardianos/service":             {"touchline/installer"},
+	"github.com/mattn/go-sqlite3":              {"touchline/buffer", "touchline/cloud/sqlite", "touchline/internal/faultvfs"},
+	"github.com/mochi-mqtt/server/v2":          {"touchline/sensors"},
+	"github.com/nats-io/nats.go":               {"touchline/cloud/jetstream"},
+	"github.com/nats-io/nats-server/v2/server": {"touchline/cloud/jetstream"},
+	"github.com/pelletier/go-toml/v2":          {"touchline/config"},
+	"github.com/klauspost/compress/zstd":       {"touchline/wire"},
 }
 
 func TestLayout_ImportRule(t *testing.T) {

@@ -103,6 +103,11 @@ func (a *archives) take(ctx context.Context, h archive.Header, seg *archive.Segm
 	if err := wait.result(ctx); err != nil {
 		return err
 	}
+	if a.in.queue != nil {
+		if err := a.awaitStored(ctx, h.Gateway, seg); err != nil {
+			return err
+		}
+	}
 	for _, l := range seg.Lost {
 		if err := a.in.store.Lost(ctx, h.Gateway, l); err != nil {
 			return err
@@ -110,6 +115,29 @@ func (a *archives) take(ctx context.Context, h archive.Header, seg *archive.Segm
 		a.in.stats.lostSamples.Add(l.Ranges.Count())
 	}
 	return nil
+}
+
+// awaitStored returns when the record store has all blocks of a segment that the
+// queue holds. It asks, since a carrier's node need not be the one that hears of that gateway.
+func (a *archives) awaitStored(ctx context.Context, gateway string, seg *archive.Segment) error {
+	var want accepted
+	now := time.Now()
+	for i := range seg.Blocks {
+		want.await(&seg.Blocks[i])
+		want.accept(&seg.Blocks[i], now)
+	}
+	for wait := a.in.timing.retryMin; ; wait = min(2*wait, time.Second) {
+		stored, err := a.in.store.Stored(ctx, gateway, want.epochs())
+		if err != nil {
+			return fmt.Errorf("read what is stored: %w", err)
+		}
+		if want.stored(stored); len(want.epochs()) == 0 {
+			return nil
+		}
+		if pause(ctx, wait); ctx.Err() != nil {
+			return fmt.Errorf("wait for commit: %w", ctx.Err())
+		}
+	}
 }
 
 // awaited is the receiver of a segment's blocks.
@@ -141,6 +169,9 @@ func (a *awaited) answer(err error) {
 }
 
 func (a *awaited) stored(*wire.Block) { a.answer(nil) }
+
+// accepted: awaitStored waits for the rest.
+func (a *awaited) accepted(*wire.Block) { a.answer(nil) }
 
 // forget: its gateway is back and sends the block itself. Whether that is
 // stored is told to it; the carrier asks again.

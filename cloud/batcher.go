@@ -39,6 +39,9 @@ const stalledAfter = 10 * time.Second
 
 // A receiver is told what became of its blocks. Its methods don't block.
 type receiver interface {
+	// accepted: the queue holds the block; the record store does not yet. Where
+	// blocks go to the store itself it is not called.
+	accepted(b *wire.Block)
 	// stored: the block is committed and synced.
 	stored(b *wire.Block)
 	// forget: the block needs no answer any more, since a repeat of it took its place.
@@ -52,8 +55,14 @@ type receiver interface {
 // there. A block is in it once: a repeat that comes while the first waits
 // takes over its place, so a store that fails for an hour, with gateways that
 // lose patience and come back, fills the queue with nothing but news.
+//
+// Where there is a Queue a node has two of them: one brings blocks into the
+// queue, and has them off its hands when it holds them; the other, wherever it
+// runs, records what comes out of it.
 type batcher struct {
 	recorder Recorder
+	into     Queue  // where it is set blocks go there, and not into the store
+	settled  func() // called after receivers were told, by run
 	stats    *counters
 	timing   timing
 	log      *slog.Logger
@@ -104,7 +113,7 @@ type blockKey struct {
 func newBatcher(recorder Recorder, queueBytes int, stats *counters, logger *slog.Logger) *batcher {
 	return &batcher{
 		recorder: recorder, stats: stats, timing: defaultTiming, log: logger,
-		room: semaphore.NewWeighted(int64(queueBytes)), capacity: queueBytes, onLoad: func() {}, onRecorded: func([]Delivery, []Outcome) {},
+		room: semaphore.NewWeighted(int64(queueBytes)), capacity: queueBytes, onLoad: func() {}, onRecorded: func([]Delivery, []Outcome) {}, settled: func() {},
 		wake: make(chan struct{}, 1), pending: map[blockKey]*entry{}, decoder: wire.NewDecoder(),
 	}
 }
@@ -202,6 +211,13 @@ func (g batch) len() int                 { return len(g.entries) }
 // decode fills in the samples. It happens here and not on arrival, so that
 // what waits costs two bytes a sample and not 96.
 func (b *batcher) decode(entries []*entry) batch {
+	if b.into != nil {
+		g := batch{entries, make([]Delivery, len(entries))}
+		for i, e := range entries {
+			g.deliveries[i] = e.delivery
+		}
+		return g
+	}
 	samples := 0
 	for _, e := range entries {
 		samples += int(e.delivery.Block.Count)
@@ -285,9 +301,13 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// attempt records g in one transaction. An error means that nothing is
-// known of g: it may be recorded again, since repeats are harmless.
+// attempt brings g to the next station: into the queue, or in one transaction
+// into the store. An error means that nothing is known of g: it may be brought
+// again, since repeats are harmless.
 func (b *batcher) attempt(ctx context.Context, g batch) error {
+	if b.into != nil {
+		return b.publish(ctx, g)
+	}
 	began := time.Now()
 	b.mu.Lock()
 	b.began = began
@@ -312,6 +332,25 @@ func (b *batcher) attempt(ctx context.Context, g batch) error {
 	return nil
 }
 
+// publish brings g into the queue. No block is ever to blame there.
+func (b *batcher) publish(ctx context.Context, g batch) error {
+	began := time.Now()
+	b.mu.Lock()
+	b.began = began
+	b.mu.Unlock()
+	err := b.into.Publish(ctx, g.deliveries)
+	b.stats.publishSeconds.observe(time.Since(began).Seconds())
+	b.mu.Lock()
+	b.began = time.Time{}
+	b.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	b.stats.blocksAccepted.Add(uint64(g.len()))
+	b.done(g.entries, func(e *entry, to receiver) { to.accepted(&e.delivery.Block) })
+	return nil
+}
+
 // health keeps what Health reports, and logs its changes.
 func (b *batcher) health(err error) {
 	b.mu.Lock()
@@ -321,10 +360,18 @@ func (b *batcher) health(err error) {
 	b.mu.Unlock()
 	switch {
 	case err != nil && before == nil:
-		b.log.Error("the record store fails; blocks wait and are tried again", "error", err, "blocks_waiting", waiting)
+		b.log.Error("the "+b.station()+" fails; blocks wait and are tried again", "error", err, "blocks_waiting", waiting)
 	case err == nil && before != nil:
-		b.log.Info("the record store works again", "blocks_waiting", waiting)
+		b.log.Info("the "+b.station()+" works again", "blocks_waiting", waiting)
 	}
+}
+
+// station is where blocks go from here.
+func (b *batcher) station() string {
+	if b.into != nil {
+		return "queue"
+	}
+	return "record store"
 }
 
 // Health returns why blocks are not being stored now; nil where they are.
@@ -332,10 +379,10 @@ func (b *batcher) Health() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.trouble != nil {
-		return fmt.Errorf("record blocks: %w", b.trouble)
+		return fmt.Errorf("bring blocks into the %s: %w", b.station(), b.trouble)
 	}
 	if !b.began.IsZero() && time.Since(b.began) > stalledAfter {
-		return fmt.Errorf("record blocks: a transaction began at %s and has not ended", b.began.UTC().Format(time.RFC3339))
+		return fmt.Errorf("bring blocks into the %s: what began at %s has not ended", b.station(), b.began.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -388,6 +435,7 @@ func (b *batcher) done(entries []*entry, tell func(*entry, receiver)) {
 	for i, e := range entries {
 		tell(e, receivers[i])
 	}
+	b.settled()
 	b.room.Release(int64(cost))
 	changed()
 }

@@ -22,6 +22,7 @@ import (
 // ingest is the uplink's side of a Server: it lets gateways in and hands what
 // they send to the batcher.
 type ingest struct {
+	queue    Queue // nil is none
 	opts     Options
 	timing   timing
 	store    Store

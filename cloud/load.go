@@ -56,9 +56,9 @@ func (b *batcher) weigh(now time.Time) (tell func()) {
 	return func() {
 		switch {
 		case is == stands:
-			b.log.Warn("the record store does not keep up; all gateways are told to pause", "blocks_waiting", blocks, "oldest_waits", waits.Round(time.Millisecond))
+			b.log.Warn("the "+b.station()+" does not keep up; all gateways are told to pause", "blocks_waiting", blocks, "oldest_waits", waits.Round(time.Millisecond))
 		case was == stands:
-			b.log.Info("the record store gets on; gateways may send again", "blocks_waiting", blocks)
+			b.log.Info("the "+b.station()+" gets on; gateways may send again", "blocks_waiting", blocks)
 		}
 		b.onLoad()
 	}

@@ -67,6 +67,9 @@ var simples = []simple{
 		}
 		return 0
 	}),
+	counter("blocks_accepted_total", "Blocks that the queue holds, or held until they were recorded.", func(s *Stats) uint64 { return s.BlocksAccepted }),
+	counter("stored_notices_lost_total", "Sessions in which the record store was asked since a notice that blocks are stored did not come, and had them.", func(s *Stats) uint64 { return s.NoticesLost }),
+	counter("queue_refused_total", "Blocks taken out of the queue unrecorded, damaged or refused by the record store; their gateways send them again.", func(s *Stats) uint64 { return s.QueueRefused }),
 	gauge("queue_bytes", "Memory of the blocks that wait for the record store.", func(s *Stats) int { return s.QueueBytes }),
 	gauge("queue_blocks", "Blocks that wait for the record store.", func(s *Stats) int { return s.QueueBlocks }),
 	gauge("window_bytes", "Window that each gateway is offered.", func(s *Stats) int { return s.Window }),
@@ -86,6 +89,7 @@ var (
 	omittedDesc    = desc("live_samples_left_out_total", "Samples that a viewer was not sent: slow viewer, late sample, too many series, or a value above 1 KiB.", "reason")
 	batchDesc      = desc("batch_blocks", "Blocks in one transaction.")
 	recordDesc     = desc("record_duration_seconds", "Time that one transaction took, sync included.")
+	publishDesc    = desc("publish_duration_seconds", "Time that one batch took into the queue, its sync included.")
 	ageDesc        = desc("sample_age_seconds", "From a sample's time to the end of the transaction that stored it; buckets grow by a quarter.")
 )
 
@@ -94,7 +98,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range simples {
 		ch <- m.desc
 	}
-	for _, d := range []*prometheus.Desc{handshakesDesc, closedDesc, queriesDesc, omittedDesc, batchDesc, recordDesc, ageDesc} {
+	for _, d := range []*prometheus.Desc{handshakesDesc, closedDesc, queriesDesc, omittedDesc, batchDesc, recordDesc, publishDesc, ageDesc} {
 		ch <- d
 	}
 }
@@ -123,6 +127,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	labelled(omittedDesc, "long", s.LiveLong)
 	ch <- constHistogram(batchDesc, s.BatchBlocks)
 	ch <- constHistogram(recordDesc, s.RecordSeconds)
+	ch <- constHistogram(publishDesc, s.PublishSeconds)
 	ch <- constHistogram(ageDesc, s.SampleAge)
 }
 

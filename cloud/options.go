@@ -198,6 +198,8 @@ type timing struct {
 	lags     time.Duration // that the oldest of them waits while the store lags behind
 	stands   time.Duration // and while gateways pause
 	leave    time.Duration // from a goaway to the end of a session whose gateway stays
+	reask    time.Duration // until the store is asked for what is accepted; doubles
+	reaskMax time.Duration
 }
 
 var defaultTiming = timing{
@@ -212,4 +214,6 @@ var defaultTiming = timing{
 	lags:     2 * time.Second,  // a transaction takes some 10 ms
 	stands:   pausesAfter,      // a gateway gives a block 30 s, and a pause stops its clock
 	leave:    10 * time.Second, // gateways wait 5 s for what is in flight; twice that
+	reask:    5 * time.Second,  // a notice takes milliseconds
+	reaskMax: time.Minute,      // behind a store that was away, one question a minute and gateway
 }

@@ -33,6 +33,7 @@ type outbox struct {
 type letters struct {
 	welcome  *wire.Welcome
 	window   *wire.Window
+	accepted []wire.EpochRanges // and not stored
 	stored   []wire.EpochRanges
 	lost     []uint64
 	clock    []wire.ClockOffset
@@ -81,6 +82,51 @@ func (o *outbox) forget(b *wire.Block) {
 	defer o.mu.Unlock()
 	o.flyingBytes -= len(b.Data)
 	o.flyingBlocks--
+}
+
+// addAccepted gives the window back; what has a notice of being stored follows.
+func (o *outbox) addAccepted(b *wire.Block) {
+	o.post(func(l *letters) {
+		addRange(&l.accepted, b.Epoch, b.Range())
+		o.waitingBytes += len(b.Data)
+		o.waitingBlocks++
+	})
+}
+
+// repeatAccepted says again what is accepted and not stored.
+func (o *outbox) repeatAccepted(list []wire.EpochRanges) {
+	o.post(func(l *letters) { addAll(&l.accepted, list) })
+}
+
+// maxNotices bounds the ranges that notices have put into an ack which is not
+// written yet. With the 1,024 that a window may bring, in an epoch each, the two lists of the
+// ack have 1,536 + 512 of 106 bytes: 217 KB of MaxMessageBytes (256 KiB).
+const maxNotices = 512
+
+// addStoredRanges says what is stored of what was accepted, and has given its
+// window back then. It returns false where the gateway leaves too much unread.
+func (o *outbox) addStoredRanges(list []wire.EpochRanges) (ok bool) {
+	o.post(func(l *letters) {
+		if ok = rangesIn(l.stored)+rangesIn(list) <= maxNotices; ok {
+			addAll(&l.stored, list)
+		}
+	})
+	return ok
+}
+
+func rangesIn(list []wire.EpochRanges) (n int) {
+	for i := range list {
+		n += len(list[i].Ranges)
+	}
+	return n
+}
+
+func addAll(list *[]wire.EpochRanges, more []wire.EpochRanges) {
+	for _, er := range more {
+		for _, r := range er.Ranges {
+			addRange(list, er.Epoch, r)
+		}
+	}
 }
 
 func (o *outbox) addStored(b *wire.Block) {
@@ -209,9 +255,10 @@ func (l *letters) messages(now time.Time) []wire.Message {
 	if l.window != nil {
 		list = append(list, &wire.NewWindow{Window: *l.window})
 	}
-	if len(l.stored) > 0 || len(l.lost) > 0 || len(l.clock) > 0 {
-		// Here a block is accepted when it is stored: both come from one commit.
-		list = append(list, &wire.Ack{Accepted: l.stored, Stored: l.stored, Lost: l.lost, Clock: l.clock, Time: now})
+	if len(l.accepted) > 0 || len(l.stored) > 0 || len(l.lost) > 0 || len(l.clock) > 0 {
+		accepted := l.accepted
+		addAll(&accepted, l.stored) // what is stored is accepted
+		list = append(list, &wire.Ack{Accepted: accepted, Stored: l.stored, Lost: l.lost, Clock: l.clock, Time: now})
 	}
 	for i := range l.resend {
 		list = append(list, &l.resend[i])

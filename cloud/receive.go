@@ -159,6 +159,9 @@ func (s *session) block(from *wire.FrameBlock, received time.Time) error {
 	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
 	defer cancel()
 	d := Delivery{Gateway: s.gateway, Session: s.number, Block: own, Lane: from.Lane, Received: received}
+	if s.in.queue != nil {
+		s.due.await(b)
+	}
 	if err := s.in.batcher.submit(ctx, d, s); err != nil {
 		return overload("the record store does not keep up")
 	}
@@ -216,6 +219,12 @@ func (s *session) hello(m *wire.Hello) error {
 	}
 	if err := s.opened(ctx, m.Epoch); err != nil {
 		return s.noStore(err)
+	}
+	if s.in.queue != nil {
+		if s.silence, err = s.in.queue.Hear(s.gateway, s.hearStored); err != nil {
+			s.log.Error("the queue does not answer", "error", err)
+			return overload("the queue does not answer")
+		}
 	}
 	s.number = number
 	s.log = s.log.With("session", number)

@@ -57,6 +57,13 @@ type Server struct {
 // with them. It starts and acquires nothing. The store is the caller's, who
 // closes it after Run has returned.
 func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
+	return NewQueued(opts, store, nil, logger)
+}
+
+// NewQueued is New, with a queue between ingest and the record store: what is
+// stored is up to a Recording, of this server or elsewhere. The queue is the
+// caller's too; nil is none.
+func NewQueued(opts Options, store Store, queue Queue, logger *slog.Logger) (*Server, error) {
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("cloud options: %w", err)
 	}
@@ -70,7 +77,8 @@ func New(opts Options, store Store, logger *slog.Logger) (*Server, error) {
 	}
 	s := &Server{opts: opts, store: store, log: logger, stats: newCounters()}
 	s.batcher = newBatcher(store, opts.QueueBytes, s.stats, logger)
-	s.ingest = &ingest{opts: opts, timing: defaultTiming, store: store, batcher: s.batcher, roster: newRoster(&opts, s.batcher.behind),
+	s.batcher.into = queue
+	s.ingest = &ingest{opts: opts, queue: queue, timing: defaultTiming, store: store, batcher: s.batcher, roster: newRoster(&opts, s.batcher.behind),
 		stats: s.stats, log: logger, upgrader: newUpgrader(), verifier: verifier, nonces: nonces, from: addresses{opts.TrustedProxies},
 		mutual:     mutual{header: opts.ClientCertHeader, from: addresses{opts.TrustedProxies}, stats: s.stats},
 		handshakes: newTurnstile(opts.Handshakes),
@@ -212,6 +220,11 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(watched)
 		s.ingest.watchAccess(stop)
 	}()
+	reasked := make(chan struct{})
+	go func() {
+		defer close(reasked)
+		s.ingest.watchAccepted(stop)
+	}()
 	weighed := make(chan struct{})
 	go func() {
 		defer close(weighed)
@@ -266,6 +279,7 @@ func (s *Server) Run(ctx context.Context) error {
 		agent.Close()
 	}
 	<-answered
+	<-reasked
 	stopRecorder()
 	timer := time.AfterFunc(s.ingest.timing.shutdown, cancelWork)
 	defer timer.Stop()

@@ -48,6 +48,9 @@ type session struct {
 	parts   wire.Assembly // of a frame on a slow link; at most MaxFrameBytes
 	damaged int           // blocks that arrived damaged
 
+	due     accepted // what is accepted and not known to be stored
+	silence func()   // ends the notices of what is stored; nil where there is no queue, and before hello
+
 	mu     sync.Mutex // covers hungUp, and orders it with the read deadline
 	hungUp bool
 }
@@ -72,6 +75,9 @@ func (s *session) run() {
 	}()
 	s.out.end(s.read())
 	<-written
+	if s.silence != nil {
+		s.silence()
+	}
 	f := s.out.parting()
 	if f.code != 0 {
 		s.link.part(s.in.timing.linger)
@@ -195,6 +201,11 @@ func (s *session) cut() {
 }
 
 // The batcher tells:
+
+func (s *session) accepted(b *wire.Block) {
+	s.due.accept(b, time.Now())
+	s.out.addAccepted(b)
+}
 
 func (s *session) stored(b *wire.Block) { s.out.addStored(b) }
 func (s *session) forget(b *wire.Block) { s.out.forget(b) }

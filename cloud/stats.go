@@ -20,6 +20,7 @@ type Stats struct {
 
 	Frames, FrameBytes uint64 // of blocks, as they arrived
 	Blocks             uint64 // that arrived, repeats and damaged ones included
+	BlocksAccepted     uint64 // held by the queue, where there is one
 	BlocksStored       uint64 // recorded among the samples
 	SamplesStored      uint64 // in BlocksStored
 	Repeats            uint64 // blocks that were stored already
@@ -52,7 +53,11 @@ type Stats struct {
 
 	BatchBlocks   Histogram // blocks in one transaction
 	RecordSeconds Histogram // one transaction
-	SampleAge     Histogram // seconds from a sample's time to the end of its commit
+
+	PublishSeconds Histogram // one batch into the queue, its sync included
+	NoticesLost    uint64    // times that the record store had what no notice had told of
+	QueueRefused   uint64    // blocks taken out of the queue unrecorded; their gateways send them again
+	SampleAge      Histogram // seconds from a sample's time to the end of its commit
 }
 
 // Results of a handshake, as the metric's label has them.
@@ -74,6 +79,8 @@ type counters struct {
 	lostSamples, recordErrors             atomic.Uint64
 	cloned, addressRefused                atomic.Uint64
 	foreignHeaders                        atomic.Uint64
+	blocksAccepted, noticesLost           atomic.Uint64
+	queueRefused                          atomic.Uint64
 	queriesRunning                        atomic.Int64
 	queries, queriesRefused               atomic.Uint64
 	queriesBroken, rowsQueried            atomic.Uint64
@@ -81,6 +88,7 @@ type counters struct {
 	liveLate, liveSeries, liveLong        atomic.Uint64
 	liveDecoded, liveDropped              atomic.Uint64
 	batchBlocks, recordSeconds, sampleAge *histogram
+	publishSeconds                        *histogram
 
 	mu         sync.Mutex // covers the maps; both have a fixed, small set of keys
 	handshakes map[string]uint64
@@ -92,8 +100,9 @@ func newCounters() *counters {
 		// 1 to 512 blocks by powers of two.
 		batchBlocks: newHistogram(exponential(1, 2, 10)),
 		// 250 µs (a fast disk's sync) to 8 s.
-		recordSeconds: newHistogram(exponential(0.00025, 2, 16)),
-		sampleAge:     newHistogram(ageBounds()),
+		recordSeconds:  newHistogram(exponential(0.00025, 2, 16)),
+		sampleAge:      newHistogram(ageBounds()),
+		publishSeconds: newHistogram(exponential(0.00025, 2, 16)),
 		handshakes: map[string]uint64{handshakeAccepted: 0, handshakeUnauthorized: 0,
 			handshakeForbidden: 0, handshakeMalformed: 0, handshakeUnavailable: 0, handshakeTooMany: 0},
 		closed: map[int]uint64{},
@@ -137,7 +146,8 @@ func (c *counters) fill(s *Stats) {
 	s.LiveSeries, s.LiveLong = c.liveSeries.Load(), c.liveLong.Load()
 	s.LiveDecoded, s.LiveDropped = c.liveDecoded.Load(), c.liveDropped.Load()
 	s.BatchBlocks, s.RecordSeconds = c.batchBlocks.snapshot(), c.recordSeconds.snapshot()
-	s.SampleAge = c.sampleAge.snapshot()
+	s.SampleAge, s.PublishSeconds = c.sampleAge.snapshot(), c.publishSeconds.snapshot()
+	s.BlocksAccepted, s.NoticesLost, s.QueueRefused = c.blocksAccepted.Load(), c.noticesLost.Load(), c.queueRefused.Load()
 }
 
 // A Histogram is a copy of counts by upper bound. Counts has one element

@@ -1,0 +1,222 @@
+package cloud
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"touchline"
+	"touchline/wire"
+)
+
+// accepted knows what of one gateway the queue holds, or is about to, and the
+// record store is not known to have. Its zero value is ready.
+//
+// A block is awaited before it is published, so that a notice which overtakes
+// the queue's own answer finds it.
+type accepted struct {
+	mu    sync.Mutex // covers what follows
+	list  []acceptedEpoch
+	since time.Time     // when the first of them was accepted; zero where none is
+	asked time.Time     // the record store, last
+	wait  time.Duration // until it is asked again
+}
+
+type acceptedEpoch struct {
+	epoch touchline.Epoch
+	sent  touchline.Ranges // accepted ones included
+	held  touchline.Ranges // accepted
+}
+
+// maxAcceptedRanges bounds what one session remembers: 1,024 × 16 bytes × 2 sets
+// are 32 KiB. Blocks come in order and ranges join, so a gateway has a handful;
+// of one that leaves holes the oldest epoch is forgotten, and the gateway sends
+// again what it is not told of.
+const maxAcceptedRanges = 1024
+
+func (a *accepted) await(b *wire.Block) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	i := slices.IndexFunc(a.list, func(e acceptedEpoch) bool { return e.epoch == b.Epoch })
+	if i < 0 {
+		i = len(a.list)
+		a.list = append(a.list, acceptedEpoch{epoch: b.Epoch})
+	}
+	a.list[i].sent.Add(b.Range())
+	ranges := 0
+	for i := range a.list {
+		ranges += 1 + len(a.list[i].sent)
+	}
+	if ranges > maxAcceptedRanges {
+		a.list = slices.Delete(a.list, 0, 1)
+	}
+}
+
+func (a *accepted) accept(b *wire.Block, now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := range a.list {
+		e := &a.list[i]
+		if e.epoch == b.Epoch && e.sent.Contains(b.Range()) { // it is stored already otherwise
+			e.held.Add(b.Range())
+			if a.since.IsZero() {
+				a.since = now
+			}
+		}
+	}
+}
+
+// stored takes out what is stored.
+func (a *accepted) stored(list []wire.EpochRanges) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	held := false
+	for i := range a.list {
+		e := &a.list[i]
+		for _, er := range list {
+			if er.Epoch == e.epoch {
+				e.sent, e.held = without(e.sent, er.Ranges), without(e.held, er.Ranges)
+			}
+		}
+		held = held || len(e.held) > 0
+	}
+	a.list = slices.DeleteFunc(a.list, func(e acceptedEpoch) bool { return len(e.sent) == 0 })
+	if len(a.list) == 0 {
+		a.list = nil // an idle gateway costs nothing
+	}
+	if !held {
+		a.since, a.asked, a.wait = time.Time{}, time.Time{}, 0
+	}
+}
+
+// without returns the numbers of s that are not in t.
+func without(s, t touchline.Ranges) (rest touchline.Ranges) {
+	for _, r := range s {
+		rest.AddAll(t.Missing(r))
+	}
+	return rest
+}
+
+// held returns what is accepted.
+func (a *accepted) held() (list []wire.EpochRanges) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.list {
+		if len(e.held) > 0 {
+			list = append(list, wire.EpochRanges{Epoch: e.epoch, Ranges: e.held.Clone()})
+		}
+	}
+	return list
+}
+
+// epochs returns those of which something is accepted.
+func (a *accepted) epochs() (list []touchline.Epoch) {
+	for _, er := range a.held() {
+		list = append(list, er.Epoch)
+	}
+	return list
+}
+
+// due says whether it is time to ask the record store, and counts that as done.
+func (a *accepted) due(now time.Time, t *timing) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	from := a.since
+	if !a.asked.IsZero() {
+		from = a.asked
+	}
+	if a.wait == 0 {
+		a.wait = t.reask
+	}
+	if from.IsZero() || now.Sub(from) < a.wait {
+		return false
+	}
+	a.asked, a.wait = now, min(2*a.wait, t.reaskMax)
+	return true
+}
+
+// hearStored takes a notice of what is stored of the session's gateway.
+func (s *session) hearStored(list []wire.EpochRanges) {
+	if s.out.addStoredRanges(list) { // asked for later otherwise
+		s.due.stored(list)
+	}
+}
+
+// maxQuestions bounds what is asked of the record store in one look, which a
+// store that has an outage behind it must bear beside its backlog.
+const maxQuestions = 64
+
+// watchAccepted asks the record store for what is accepted and was not heard
+// of for long, until ctx is done: a notice may get lost. It also says again
+// what is accepted and not stored, as touchline.v1 wants it.
+func (in *ingest) watchAccepted(ctx context.Context) {
+	if in.queue == nil {
+		return
+	}
+	ticker := time.NewTicker(min(in.timing.look, in.timing.reask))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			in.askStored(ctx, now)
+		}
+	}
+}
+
+func (in *ingest) askStored(ctx context.Context, now time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, in.timing.ask)
+	defer cancel()
+	asked, answers := 0, true
+	for _, s := range in.roster.greeted() {
+		if asked == maxQuestions {
+			return
+		}
+		if !s.due.due(now, &in.timing) {
+			continue
+		}
+		asked++
+		s.out.repeatAccepted(s.due.held())
+		if !answers {
+			continue // and is asked when it does
+		}
+		stored, err := in.store.Stored(ctx, s.gateway, s.due.epochs())
+		if err != nil {
+			answers = false
+			s.log.Debug("the record store does not say what is stored; it is asked again", "error", err)
+			continue
+		}
+		if news := overlap(s.due.held(), stored); len(news) > 0 && s.out.addStoredRanges(news) {
+			in.stats.noticesLost.Add(1)
+			s.due.stored(news)
+		}
+	}
+}
+
+// overlap returns what of held is stored: the store may have a thousand ranges more.
+func overlap(held, stored []wire.EpochRanges) (list []wire.EpochRanges) {
+	for _, h := range held {
+		for _, er := range stored {
+			if er.Epoch != h.Epoch {
+				continue
+			}
+			if both := without(h.Ranges, without(h.Ranges, er.Ranges)); len(both) > 0 {
+				list = append(list, wire.EpochRanges{Epoch: h.Epoch, Ranges: both})
+			}
+		}
+	}
+	return list
+}
+
+// greeted returns the sessions that said hello, one for each gateway.
+func (r *roster) greeted() []*session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := make([]*session, 0, len(r.newest))
+	for _, s := range r.newest {
+		list = append(list, s)
+	}
+	return list
+}

@@ -1,0 +1,94 @@
+package jetstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// minMinor: 2.15 made syncing each write affordable, and does it as we need it.
+const minMajor, minMinor = 2, 15
+
+// checkServers refuses servers that may lose what they accepted, where that can
+// be seen. A client sees the version; whether a server syncs before it answers
+// is only on its monitoring address.
+func (q *Queue) checkServers(ctx context.Context) error {
+	if q.embedded != nil {
+		return nil // made right by embed
+	}
+	if err := checkVersion(q.conn.ConnectedServerVersion()); err != nil {
+		return fmt.Errorf("queue %s: %w", shown(q.conn.ConnectedUrlRedacted()), err)
+	}
+	if len(q.opts.Monitors) == 0 && !q.opts.Confirmed {
+		return errors.New("whether the queue's servers sync each block before they accept it can't be seen: set queue.monitors to " +
+			"their monitoring addresses, such as [\"http://10.0.0.5:8222\"], or queue.confirmed = true after you have seen sync_interval: always in the configuration of each")
+	}
+	var errs []error
+	for _, address := range q.opts.Monitors {
+		if err := checkMonitor(ctx, address); err != nil {
+			errs = append(errs, fmt.Errorf("queue.monitors %s: %w", shown(address), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func checkVersion(version string) error {
+	parts := strings.SplitN(version, ".", 3)
+	if len(parts) == 3 {
+		major, err1 := strconv.Atoi(parts[0])
+		minor, err2 := strconv.Atoi(parts[1])
+		if err1 == nil && err2 == nil && (major > minMajor || major == minMajor && minor >= minMinor) {
+			return nil
+		}
+	}
+	return fmt.Errorf("nats-server %q is too old: want %d.%d or newer", version, minMajor, minMinor)
+}
+
+// checkMonitor asks a server for its version, and whether it syncs each write.
+func checkMonitor(ctx context.Context, address string) error {
+	var about struct {
+		Version   string `json:"version"`
+		JetStream struct {
+			Config *struct {
+				SyncAlways bool `json:"sync_always"`
+			} `json:"config"`
+		} `json:"jetstream"`
+	}
+	if err := fetchJSON(ctx, strings.TrimSuffix(address, "/")+"/varz", &about); err != nil {
+		return err
+	}
+	if err := checkVersion(about.Version); err != nil {
+		return err
+	}
+	switch c := about.JetStream.Config; {
+	case c == nil:
+		return errors.New("this server has no JetStream")
+	case !c.SyncAlways:
+		return errors.New("this server accepts blocks before it has synced them, and loses them at a power cut: set jetstream { sync_interval: always } in its configuration")
+	}
+	return nil
+}
+
+func fetchJSON(ctx context.Context, url string, v any) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return fmt.Errorf("read the address: %w", err)
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	answer, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("it answered %s: is it the monitoring address of a nats-server?", answer.Status)
+	}
+	return json.NewDecoder(io.LimitReader(answer.Body, 4<<20)).Decode(v)
+}

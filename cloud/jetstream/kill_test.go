@@ -1,0 +1,5 @@
+package jetstream
+
+const childRole = "TOUCHLINE_TEST_ROLE"
+
+func runChild() int { return 0 }

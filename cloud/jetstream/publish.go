@@ -1,0 +1,155 @@
+package jetstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"touchline/cloud"
+)
+
+// Headers of an atomic batch (NATS ADR-50), whose messages share one sync.
+const (
+	headerBatch       = "Nats-Batch-Id"
+	headerBatchSeq    = "Nats-Batch-Sequence"
+	headerBatchCommit = "Nats-Batch-Commit"
+)
+
+// maxAtomic is how many messages a batch may have: the server takes 1,000, and
+// ingest publishes 512 at a time.
+const maxAtomic = 512
+
+// Publish implements cloud.Queue.
+func (q *Queue) Publish(ctx context.Context, batch []cloud.Delivery) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*publishTimeout)
+	defer cancel()
+	shards := map[int][]*nats.Msg{}
+	for i := range batch {
+		shard := shardOf(batch[i].Gateway, q.opts.Shards)
+		m, err := messageOf(&batch[i], shard)
+		if err != nil {
+			return fmt.Errorf("publish block %s/%d: %w", batch[i].Block.Epoch, batch[i].Block.First, err)
+		}
+		if q.opts.Duplicates == 0 {
+			delete(m.Header, nats.MsgIdHdr)
+		}
+		shards[shard] = append(shards[shard], m)
+	}
+	var commits []commit
+	var rest []*nats.Msg
+	for _, list := range shards {
+		for part := range slices.Chunk(list, maxAtomic) {
+			if len(part) == 1 {
+				rest = append(rest, part...)
+				continue
+			}
+			c, err := q.send(part)
+			if err != nil {
+				return fmt.Errorf("publish to %s: %w", part[0].Subject, err)
+			}
+			commits = append(commits, c)
+		}
+	}
+	for _, c := range commits {
+		if err := c.await(ctx); errors.As(err, new(refusal)) {
+			// It has a block that the queue knows, or found no room as a whole: each says for
+			// itself then what becomes of it.
+			rest = append(rest, c.messages...)
+		} else if err != nil {
+			return fmt.Errorf("publish to %s: %w", c.messages[0].Subject, err)
+		}
+	}
+	return q.publishEach(ctx, rest)
+}
+
+// publishEach publishes messages on their own. One that the queue knows is a success.
+func (q *Queue) publishEach(ctx context.Context, list []*nats.Msg) error {
+	answers := make([]jetstream.PubAckFuture, 0, len(list))
+	for _, m := range list {
+		for _, key := range []string{headerBatch, headerBatchSeq, headerBatchCommit} {
+			delete(m.Header, key)
+		}
+		m.Reply = ""
+		answer, err := q.js.PublishMsgAsync(m)
+		if err != nil {
+			return fmt.Errorf("publish to %s: %w", m.Subject, err)
+		}
+		answers = append(answers, answer)
+	}
+	for _, answer := range answers {
+		select {
+		case <-answer.Ok():
+		case err := <-answer.Err():
+			return fmt.Errorf("publish to %s: %w", answer.Msg().Subject, err)
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the queue: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+// A commit is an atomic batch that was sent and not answered yet.
+type commit struct {
+	messages []*nats.Msg
+	answer   *nats.Subscription
+}
+
+// A refusal is an answer of the server that says no.
+type refusal struct{ *jetstream.APIError }
+
+// send sends messages of one subject as one batch.
+func (q *Queue) send(list []*nats.Msg) (c commit, err error) {
+	id := nuid.Next()
+	inbox := q.conn.NewRespInbox()
+	answer, err := q.conn.SubscribeSync(inbox)
+	if err != nil {
+		return c, err
+	}
+	for i, m := range list {
+		m.Header[headerBatch] = []string{id}
+		m.Header[headerBatchSeq] = []string{strconv.Itoa(i + 1)}
+		if i == len(list)-1 {
+			m.Header[headerBatchCommit] = []string{"1"}
+		}
+		m.Reply = inbox
+		if err := q.conn.PublishMsg(m); err != nil {
+			return c, errors.Join(err, answer.Unsubscribe())
+		}
+	}
+	return commit{list, answer}, nil
+}
+
+// await returns nil when the batch is in the stream, and a refusal where it is not at all.
+func (c commit) await(ctx context.Context) error {
+	defer c.answer.Unsubscribe()
+	for {
+		m, err := c.answer.NextMsgWithContext(ctx)
+		if err != nil {
+			return fmt.Errorf("wait for the queue: %w", err)
+		}
+		if len(m.Data) == 0 && m.Header.Get("Status") == "" {
+			continue // the first of a batch is answered with nothing
+		}
+		var a struct {
+			Error *jetstream.APIError `json:"error"`
+			Batch string              `json:"batch"`
+			Count int                 `json:"count"`
+		}
+		switch err := json.Unmarshal(m.Data, &a); {
+		case err != nil:
+			return fmt.Errorf("read the queue's answer %.80q: %w", m.Data, err)
+		case a.Error != nil:
+			return refusal{a.Error}
+		case a.Count != len(c.messages):
+			return fmt.Errorf("the queue has %d messages of a batch of %d", a.Count, len(c.messages))
+		}
+		return nil
+	}
+}
