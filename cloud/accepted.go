@@ -13,8 +13,8 @@ import (
 // accepted knows what of one gateway the queue holds, or is about to, and the
 // record store is not known to have. Its zero value is ready.
 //
-// A block is awaited before it is published, so that a notice which overtakes
-// the queue's own answer finds it.
+// A notice may overtake the queue's own answer. It waits for that then: stored
+// gives window back too, and the gateway would fill what this node counts still.
 type accepted struct {
 	mu    sync.Mutex // covers what follows
 	list  []acceptedEpoch
@@ -24,69 +24,100 @@ type accepted struct {
 }
 
 type acceptedEpoch struct {
-	epoch touchline.Epoch
-	sent  touchline.Ranges // accepted ones included
-	held  touchline.Ranges // accepted
+	epoch  touchline.Epoch
+	flying touchline.Ranges // on their way into the queue
+	early  touchline.Ranges // of flying, those that are stored already
+	held   touchline.Ranges // accepted
 }
 
-// maxAcceptedRanges bounds what one session remembers: 1,024 × 16 bytes × 2 sets
-// are 32 KiB. Blocks come in order and ranges join, so a gateway has a handful;
+// maxAcceptedRanges bounds what one session remembers: 1,024 × 16 bytes are
+// 16 KiB. Blocks come in order and ranges join, so a gateway has a handful;
 // of one that leaves holes the oldest epoch is forgotten, and the gateway sends
 // again what it is not told of.
 const maxAcceptedRanges = 1024
 
+func (a *accepted) of(epoch touchline.Epoch) *acceptedEpoch {
+	for i := range a.list {
+		if a.list[i].epoch == epoch {
+			return &a.list[i]
+		}
+	}
+	return nil
+}
+
+// await is called before a block may be on its way into the queue.
 func (a *accepted) await(b *wire.Block) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	i := slices.IndexFunc(a.list, func(e acceptedEpoch) bool { return e.epoch == b.Epoch })
-	if i < 0 {
-		i = len(a.list)
+	e := a.of(b.Epoch)
+	if e == nil {
 		a.list = append(a.list, acceptedEpoch{epoch: b.Epoch})
+		e = &a.list[len(a.list)-1]
 	}
-	a.list[i].sent.Add(b.Range())
+	e.flying.Add(b.Range())
 	ranges := 0
 	for i := range a.list {
-		ranges += 1 + len(a.list[i].sent)
+		e := &a.list[i]
+		ranges += 1 + len(e.flying) + len(e.early) + len(e.held)
 	}
 	if ranges > maxAcceptedRanges {
 		a.list = slices.Delete(a.list, 0, 1)
 	}
 }
 
-func (a *accepted) accept(b *wire.Block, now time.Time) {
+// accept is called when the queue holds a block. It returns true where that is
+// known to be stored already.
+func (a *accepted) accept(b *wire.Block, now time.Time) (stored bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for i := range a.list {
-		e := &a.list[i]
-		if e.epoch == b.Epoch && e.sent.Contains(b.Range()) { // it is stored already otherwise
-			e.held.Add(b.Range())
-			if a.since.IsZero() {
-				a.since = now
-			}
-		}
+	e := a.of(b.Epoch)
+	if e == nil {
+		return false // forgotten
 	}
+	block := touchline.Ranges{b.Range()}
+	stored = e.early.Contains(b.Range())
+	e.flying, e.early = without(e.flying, block), without(e.early, block)
+	if stored {
+		e.held = without(e.held, block)
+	} else {
+		e.held.Add(b.Range())
+	}
+	a.tidy(now)
+	return stored
 }
 
-// stored takes out what is stored.
-func (a *accepted) stored(list []wire.EpochRanges) {
+// stored takes out what is stored, and returns what of it the gateway can be
+// told now.
+func (a *accepted) stored(list []wire.EpochRanges) (news []wire.EpochRanges) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	held := false
-	for i := range a.list {
-		e := &a.list[i]
-		for _, er := range list {
-			if er.Epoch == e.epoch {
-				e.sent, e.held = without(e.sent, er.Ranges), without(e.held, er.Ranges)
-			}
+	for _, er := range list {
+		ranges := er.Ranges
+		if e := a.of(er.Epoch); e != nil {
+			ranges = without(er.Ranges, e.flying)
+			e.early.AddAll(without(er.Ranges, ranges))
+			e.held = without(e.held, ranges)
 		}
-		held = held || len(e.held) > 0
+		if len(ranges) > 0 {
+			news = append(news, wire.EpochRanges{Epoch: er.Epoch, Ranges: ranges})
+		}
 	}
-	a.list = slices.DeleteFunc(a.list, func(e acceptedEpoch) bool { return len(e.sent) == 0 })
-	if len(a.list) == 0 {
-		a.list = nil // an idle gateway costs nothing
-	}
-	if !held {
+	a.tidy(time.Time{})
+	return news
+}
+
+// tidy lets go of what is over: an idle gateway costs nothing. a.mu is held.
+func (a *accepted) tidy(now time.Time) {
+	held := slices.ContainsFunc(a.list, func(e acceptedEpoch) bool { return len(e.held) > 0 })
+	switch {
+	case !held:
 		a.since, a.asked, a.wait = time.Time{}, time.Time{}, 0
+	case a.since.IsZero():
+		a.since = now
+	}
+	a.list = slices.DeleteFunc(a.list, func(e acceptedEpoch) bool { return len(e.held)+len(e.flying) == 0 })
+	if len(a.list) == 0 {
+		a.list = nil
 	}
 }
 
@@ -138,8 +169,14 @@ func (a *accepted) due(now time.Time, t *timing) bool {
 
 // hearStored takes a notice of what is stored of the session's gateway.
 func (s *session) hearStored(list []wire.EpochRanges) {
-	if s.out.addStoredRanges(list) { // asked for later otherwise
-		s.due.stored(list)
+	s.say(s.due.stored(list))
+}
+
+// say tells the gateway what is stored. Where it leaves too much unread for that
+// it sends the block again when it has no patience more.
+func (s *session) say(news []wire.EpochRanges) {
+	if len(news) > 0 && !s.out.addStoredRanges(news) {
+		s.log.Debug("a notice of what is stored finds no place, since acks are not read")
 	}
 }
 
@@ -188,9 +225,9 @@ func (in *ingest) askStored(ctx context.Context, now time.Time) {
 			s.log.Debug("the record store does not say what is stored; it is asked again", "error", err)
 			continue
 		}
-		if news := overlap(s.due.held(), stored); len(news) > 0 && s.out.addStoredRanges(news) {
+		if news := overlap(s.due.held(), stored); len(news) > 0 {
 			in.stats.noticesLost.Add(1)
-			s.due.stored(news)
+			s.say(s.due.stored(news))
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	"touchline"
@@ -91,7 +92,66 @@ type WindowConfig struct {
 
 // QueueConfig is the table [queue].
 type QueueConfig struct {
-	Bytes config.Size `toml:"bytes"`
+	Bytes           config.Size     `toml:"bytes"`
+	NATS            string          `toml:"nats"`
+	NATSCredentials string          `toml:"nats_credentials"`
+	NATSCA          string          `toml:"nats_ca"`
+	NATSMonitors    []string        `toml:"nats_monitors"`
+	NATSConfirmed   bool            `toml:"nats_confirmed"`
+	Replicas        int             `toml:"replicas"`
+	Shards          int             `toml:"shards"`
+	MaxBytes        config.Size     `toml:"max_bytes"`
+	MaxAge          config.Duration `toml:"max_age"`
+	Record          bool            `toml:"record"`
+}
+
+// EmbeddedQueue is what queue.nats says for a server in this process.
+const EmbeddedQueue = "embedded"
+
+// check never shows what nats is: it may have a password in it.
+func (q *QueueConfig) check(report func(key, problem string)) {
+	elsewhere := q.NATS != "" && q.NATS != EmbeddedQueue
+	if elsewhere {
+		for _, text := range strings.Split(q.NATS, ",") {
+			u, err := url.Parse(strings.TrimSpace(text))
+			switch {
+			case err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls":
+				report("queue.nats", `is neither empty, "embedded" nor a list of addresses such as nats://A,nats://B,nats://C`)
+			case u.User != nil:
+				report("queue.nats", "has a user or a password in it: put them into a .creds file, and name that in queue.nats_credentials")
+			}
+		}
+		if len(q.NATSMonitors) == 0 && !q.NATSConfirmed {
+			report("queue.nats_monitors", "is empty: want the monitoring addresses of all servers, where it is checked that they sync before they accept; "+
+				"or queue.nats_confirmed = true where you have seen sync_interval: always in the settings of each")
+		}
+	}
+	for _, text := range q.NATSMonitors {
+		if u, err := url.Parse(text); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			report("queue.nats_monitors", "has an entry that is no address such as http://10.0.0.5:8222")
+		}
+	}
+	if !elsewhere && (q.NATSCredentials != "" || q.NATSCA != "" || len(q.NATSMonitors) > 0) {
+		report("queue.nats", "names no cluster, and nats_credentials, nats_ca and nats_monitors are for one")
+	}
+	if !elsewhere && q.Replicas != 1 {
+		report("queue.replicas", fmt.Sprintf("is %d: only a cluster (queue.nats) has more than 1", q.Replicas))
+	}
+	if q.Replicas != 1 && q.Replicas != 3 && q.Replicas != 5 {
+		report("queue.replicas", fmt.Sprintf("is %d: want 1, 3 or 5", q.Replicas))
+	}
+	if q.NATS == EmbeddedQueue && !q.Record {
+		report("queue.record", "is false: nobody else can record from a queue that is embedded in this process")
+	}
+	if q.Shards < 1 || q.Shards > 64 {
+		report("queue.shards", fmt.Sprintf("is %d: want 1 to 64", q.Shards))
+	}
+	if q.MaxBytes < 16<<20 {
+		report("queue.max_bytes", fmt.Sprintf("is %s: want at least 16MiB", q.MaxBytes))
+	}
+	if q.MaxAge < config.Duration(10*time.Minute) {
+		report("queue.max_age", fmt.Sprintf("is %s: want at least 10m", time.Duration(q.MaxAge)))
+	}
 }
 
 // LoadConfig reads the cloud's settings: flags (by key) before environment
@@ -114,6 +174,7 @@ func (c *Config) Check(report func(key, problem string)) {
 		report("data", "is empty: name a folder for the record store")
 	}
 	c.checkStore(report)
+	c.Queue.check(report)
 	bounds := func(key string, v, low, high int64, show func(int64) string) {
 		if v < low || v > high {
 			report(key, fmt.Sprintf("%s is out of bounds: want %s to %s", show(v), show(low), show(high)))

@@ -27,6 +27,16 @@ func (s *Server) SetLoad(lags, stands time.Duration) {
 	t.look, t.lags, t.stands = min(lags, stands)/4, lags, stands
 }
 
+// SetReask shortens how long a notice of what is stored may take.
+func (s *Server) SetReask(least, most time.Duration) {
+	s.ingest.timing.reask, s.ingest.timing.reaskMax = least, most
+}
+
+// SetRetry shortens the pauses between attempts to record.
+func (r *Recording) SetRetry(least, most time.Duration) {
+	r.batcher.timing.retryMin, r.batcher.timing.retryMax = least, most
+}
+
 // ParseQuery is what GET /v1/samples makes of its parameters.
 func ParseQuery(raw string) (Query, error) {
 	q, _, err := parseQuery(raw)

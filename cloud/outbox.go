@@ -15,6 +15,7 @@ import (
 // and a burst of commits makes one ack. Its methods don't block.
 type outbox struct {
 	wake chan struct{} // holds one: there is something to take
+	room chan struct{} // holds one: less is in flight
 
 	mu      sync.Mutex // covers what follows
 	letters letters
@@ -59,7 +60,7 @@ func (f farewell) Error() string { return f.reason }
 // clock messages too: 1,024 × 78 bytes are 80 KB.
 const maxUnconfirmed = 1024
 
-func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
+func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1), room: make(chan struct{}, 1)} }
 
 // arrived counts a block against the window, and says whether it was within
 // it. The largest window counts, not the one offered last, which the gateway
@@ -82,6 +83,14 @@ func (o *outbox) forget(b *wire.Block) {
 	defer o.mu.Unlock()
 	o.flyingBytes -= len(b.Data)
 	o.flyingBlocks--
+	o.signalRoom()
+}
+
+func (o *outbox) signalRoom() {
+	select {
+	case o.room <- struct{}{}:
+	default:
+	}
 }
 
 // addAccepted gives the window back; what has a notice of being stored follows.
@@ -243,6 +252,7 @@ func (o *outbox) take() letters {
 	o.flyingBytes -= o.waitingBytes
 	o.flyingBlocks -= o.waitingBlocks
 	o.waitingBytes, o.waitingBlocks = 0, 0
+	o.signalRoom()
 	return l
 }
 

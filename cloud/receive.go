@@ -150,14 +150,14 @@ func (s *session) block(from *wire.FrameBlock, received time.Time) error {
 	} else if err != nil {
 		return breach(err.Error())
 	}
-	if !s.out.arrived(b, s.in.roster.full) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
+	defer cancel()
+	if !s.arrived(ctx, b) {
 		return breach(fmt.Sprintf("the window of %d bytes and %d blocks was overrun by more than one block",
 			s.in.roster.full.Bytes, s.in.roster.full.Blocks))
 	}
 	own := *b
 	own.Data = bytes.Clone(b.Data) // exactly its size, so that the queue's account is the truth
-	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
-	defer cancel()
 	d := Delivery{Gateway: s.gateway, Session: s.number, Block: own, Lane: from.Lane, Received: received}
 	if s.in.queue != nil {
 		s.due.await(b)
@@ -166,6 +166,23 @@ func (s *session) block(from *wire.FrameBlock, received time.Time) error {
 		return overload("the record store does not keep up")
 	}
 	return nil
+}
+
+// arrived counts a block against the window. Behind a queue a gateway may be
+// told that a block is stored while a copy that it had sent again is under way,
+// and fill its place: what is above the window waits on the wire then.
+func (s *session) arrived(ctx context.Context, b *wire.Block) bool {
+	for !s.out.arrived(b, s.in.roster.full) {
+		if s.in.queue == nil {
+			return false
+		}
+		select {
+		case <-s.out.room:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // control takes the payload of a text frame.

@@ -203,8 +203,11 @@ func (s *session) cut() {
 // The batcher tells:
 
 func (s *session) accepted(b *wire.Block) {
-	s.due.accept(b, time.Now())
-	s.out.addAccepted(b)
+	if s.due.accept(b, time.Now()) {
+		s.out.addStored(b)
+	} else {
+		s.out.addAccepted(b)
+	}
 }
 
 func (s *session) stored(b *wire.Block) { s.out.addStored(b) }

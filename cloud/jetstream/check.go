@@ -25,13 +25,13 @@ func (q *Queue) checkServers(ctx context.Context) error {
 		return fmt.Errorf("queue %s: %w", shown(q.conn.ConnectedUrlRedacted()), err)
 	}
 	if len(q.opts.Monitors) == 0 && !q.opts.Confirmed {
-		return errors.New("whether the queue's servers sync each block before they accept it can't be seen: set queue.monitors to " +
-			"their monitoring addresses, such as [\"http://10.0.0.5:8222\"], or queue.confirmed = true after you have seen sync_interval: always in the configuration of each")
+		return errors.New("whether the queue's servers sync each block before they accept it can't be seen: set queue.nats_monitors to " +
+			"their monitoring addresses, such as [\"http://10.0.0.5:8222\"], or queue.nats_confirmed = true after you have seen sync_interval: always in the configuration of each")
 	}
 	var errs []error
 	for _, address := range q.opts.Monitors {
 		if err := checkMonitor(ctx, address); err != nil {
-			errs = append(errs, fmt.Errorf("queue.monitors %s: %w", shown(address), err))
+			errs = append(errs, fmt.Errorf("queue.nats_monitors %s: %w", shown(address), err))
 		}
 	}
 	return errors.Join(errs...)

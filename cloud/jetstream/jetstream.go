@@ -166,8 +166,12 @@ func (q *Queue) Waiting(ctx context.Context) (blocks, bytes uint64, err error) {
 	return blocks, bytes, names.Err()
 }
 
-// Close gives the connection and the embedded server back. It may be called twice.
+// Close gives the connection and the embedded server back. It may be called
+// twice, and on a nil Queue.
 func (q *Queue) Close() error {
+	if q == nil {
+		return nil
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {

@@ -1,9 +1,10 @@
 package jetstream
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"hash/fnv"
 	"strconv"
 	"time"
 
@@ -32,9 +33,8 @@ func sum(h nats.Header, block uint32) string {
 
 // shardOf spreads gateways over shards, and keeps the blocks of one together.
 func shardOf(gateway string, shards int) int {
-	h := fnv.New32a()
-	h.Write([]byte(gateway))
-	return int(h.Sum32() % uint32(shards))
+	h := sha256.Sum256([]byte(gateway)) // even for ids that differ in their last digit only
+	return int(binary.BigEndian.Uint64(h[:8]) % uint64(shards))
 }
 
 // messageOf returns a delivery as a message for its shard.

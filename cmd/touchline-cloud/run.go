@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"touchline/cloud"
+	"touchline/cloud/jetstream"
 )
 
 func runCommand(s *settings) *cobra.Command {
@@ -27,15 +28,29 @@ func runCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = serve(cmd.Context(), c, store, logger)
-			return errors.Join(err, store.Close())
+			queue, err := openQueue(cmd.Context(), &c, logger)
+			if err != nil {
+				return errors.Join(err, store.Close())
+			}
+			err = serve(cmd.Context(), c, parts{store, queue}, logger)
+			return errors.Join(err, queue.Close(), store.Close())
 		},
 	}
 }
 
-// serve runs the cloud until ctx ends; then nobody uses the store any more.
-func serve(ctx context.Context, c cloud.Config, store recordStore, logger *slog.Logger) error {
-	server, err := cloud.New(c.Options(), store, logger)
+// parts are what a node stands on. queue is nil where there is none.
+type parts struct {
+	store recordStore
+	queue *jetstream.Queue
+}
+
+// serve runs the cloud until ctx ends; then nobody uses the parts any more.
+func serve(ctx context.Context, c cloud.Config, p parts, logger *slog.Logger) error {
+	var queue cloud.Queue // nil, and not a nil *jetstream.Queue
+	if p.queue != nil {
+		queue = p.queue
+	}
+	server, err := cloud.NewQueued(c.Options(), p.store, queue, logger)
 	if err != nil {
 		return err
 	}
@@ -43,8 +58,14 @@ func serve(ctx context.Context, c cloud.Config, store recordStore, logger *slog.
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	if t, ok := store.(tender); ok {
+	if t, ok := p.store.(tender); ok {
 		group.Go(func() error { return t.Run(ctx) })
+	}
+	if p.queue != nil {
+		group.Go(func() error { return p.queue.Run(ctx) })
+		if c.Queue.Record {
+			group.Go(func() error { return server.Recording(p.queue).Run(ctx) })
+		}
 	}
 	group.Go(func() error { return server.Run(ctx) })
 	return errors.Join(group.Wait(), server.Close())

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"touchline/cloud"
+	"touchline/cloud/jetstream"
+)
+
+// openQueue opens the queue that the settings name; nil is none.
+func openQueue(ctx context.Context, c *cloud.Config, logger *slog.Logger) (*jetstream.Queue, error) {
+	q := &c.Queue
+	opts := jetstream.Options{
+		Servers: q.NATS, CredentialsFile: q.NATSCredentials, CAFile: q.NATSCA, Monitors: q.NATSMonitors, Confirmed: q.NATSConfirmed,
+		Shards: q.Shards, Replicas: q.Replicas, MaxBytes: int64(q.MaxBytes), MaxAge: time.Duration(q.MaxAge),
+		Duplicates: 2 * time.Minute, AckWait: 15 * time.Second,
+	}
+	switch q.NATS {
+	case "":
+		return nil, nil
+	case cloud.EmbeddedQueue:
+		opts.Servers, opts.Folder = "", filepath.Join(c.Data, "queue")
+	}
+	queue, err := jetstream.Open(ctx, opts, logger)
+	if err != nil {
+		return nil, fmt.Errorf("queue: %w", err)
+	}
+	return queue, nil
+}
+
+func recordCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "record",
+		Short: "Record what the queue holds, in a process of its own, until SIGTERM or Ctrl-C",
+		Long: "record takes blocks out of the queue (queue.nats, a cluster) and commits them to the\n" +
+			"record store. Any number of these may run, anywhere; what one of them had when it died\n" +
+			"the others record after 15 s. It listens nowhere.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.load()
+			if err != nil {
+				return err
+			}
+			if c.Queue.NATS == "" || c.Queue.NATS == cloud.EmbeddedQueue {
+				return errors.New("queue.nats names no cluster: what is embedded in a node is recorded by that node")
+			}
+			logger := c.Log.Logger(os.Stderr)
+			store, err := openStore(cmd.Context(), &c, logger)
+			if err != nil {
+				return err
+			}
+			queue, err := openQueue(cmd.Context(), &c, logger)
+			if err != nil {
+				return errors.Join(err, store.Close())
+			}
+			recording := cloud.NewRecording(store, queue, int(c.Queue.Bytes), logger)
+			logger.Info("touchline-cloud records what the queue holds")
+			group, ctx := errgroup.WithContext(cmd.Context())
+			if t, ok := store.(tender); ok {
+				group.Go(func() error { return t.Run(ctx) })
+			}
+			group.Go(func() error { return recording.Run(ctx) })
+			return errors.Join(group.Wait(), queue.Close(), store.Close())
+		},
+	}
+}
