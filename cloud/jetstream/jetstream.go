@@ -105,24 +105,21 @@ func (q *Queue) connect() error {
 }
 
 // Names. A stream for each shard, so that a cluster spreads their leaders over
-// its machines; a consumer for each stream.
-const (
-	streamPrefix  = "TOUCHLINE_BLOCKS_"
-	subjectPrefix = "touchline.blocks."
-	noticePrefix  = "touchline.stored."
-	consumerName  = "recorder"
-)
+// its machines; a consumer for each stream. All have the record store's id: stored
+// in another one says nothing here.
+const consumerName = "recorder"
 
-func streamName(shard int) string { return fmt.Sprintf("%s%02d", streamPrefix, shard) }
-func subject(shard int) string    { return fmt.Sprintf("%s%02d", subjectPrefix, shard) }
+func (o *Options) stream(shard int) string { return fmt.Sprintf("TOUCHLINE_%s_%02d", o.Store, shard) }
+func (o *Options) subject(shard int) string {
+	return fmt.Sprintf("touchline.blocks.%s.%02d", o.Store, shard)
+}
+func (o *Options) subjects() string { return "touchline.blocks." + o.Store + ".*" }
 
 // ensureStream makes the stream of a shard, or brings its limits to what the
 // settings say, and checks what it is then.
 func (q *Queue) ensureStream(ctx context.Context, shard int) error {
-	ctx, cancel := context.WithTimeout(ctx, 4*publishTimeout) // a cluster elects first
-	defer cancel()
 	want := jetstream.StreamConfig{
-		Name: streamName(shard), Subjects: []string{subject(shard)},
+		Name: q.opts.stream(shard), Subjects: []string{q.opts.subject(shard)},
 		Description: "Blocks of touchline gateways that wait to be recorded.",
 		Storage:     jetstream.FileStorage, Replicas: q.opts.Replicas,
 		// A block leaves when its recorder acknowledged it. A full stream refuses what
@@ -131,7 +128,7 @@ func (q *Queue) ensureStream(ctx context.Context, shard int) error {
 		MaxBytes: max(q.opts.MaxBytes/int64(q.opts.Shards), 1), MaxAge: q.opts.MaxAge, MaxMsgSize: maxMessage,
 		Duplicates: q.opts.Duplicates, Compression: jetstream.NoCompression, AllowAtomicPublish: true,
 	}
-	stream, err := q.js.CreateOrUpdateStream(ctx, want)
+	stream, err := q.makeStream(ctx, want)
 	if err != nil {
 		return fmt.Errorf("make stream %s: %w", want.Name, err)
 	}
@@ -152,9 +149,25 @@ func (q *Queue) ensureStream(ctx context.Context, shard int) error {
 	return nil
 }
 
+// makeStream asks again while nobody answers, which a cluster that has no leader
+// yet, or no more, does: for half a minute.
+func (q *Queue) makeStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
+	for deadline := time.Now().Add(electionPatience); ; {
+		asking, cancel := context.WithTimeout(ctx, time.Second)
+		stream, err := q.js.CreateOrUpdateStream(asking, want)
+		cancel()
+		var said *jetstream.APIError
+		unavailable := errors.As(err, &said) && said.Code == 503
+		if err == nil || errors.As(err, &said) && !unavailable || ctx.Err() != nil || time.Now().After(deadline) {
+			return stream, err
+		}
+		pause(ctx, 100*time.Millisecond)
+	}
+}
+
 // Waiting returns how much the streams hold that is not recorded.
 func (q *Queue) Waiting(ctx context.Context) (blocks, bytes uint64, err error) {
-	names := q.js.StreamNames(ctx, jetstream.WithStreamListSubject(subjectPrefix+"*"))
+	names := q.js.StreamNames(ctx, jetstream.WithStreamListSubject(q.opts.subjects()))
 	for name := range names.Name() {
 		stream, err := q.js.Stream(ctx, name)
 		if err != nil {
@@ -189,7 +202,8 @@ func (q *Queue) Close() error {
 }
 
 const (
-	publishTimeout = 5 * time.Second
+	publishTimeout   = 5 * time.Second
+	electionPatience = 30 * time.Second
 
 	// maxPending is how many publishes wait for their answers: a batch of ingest
 	// is at most 512.

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 const patience = 60 * time.Second
 
 func options(folder string) Options {
-	return Options{Folder: folder, Shards: 1, Replicas: 1, MaxBytes: 64 << 20, MaxAge: 72 * time.Hour,
+	return Options{Folder: folder, Store: "store-1", Shards: 1, Replicas: 1, MaxBytes: 64 << 20, MaxAge: 72 * time.Hour,
 		Duplicates: 2 * time.Minute, AckWait: 2 * time.Second}
 }
 

@@ -37,14 +37,14 @@ func shardOf(gateway string, shards int) int {
 	return int(binary.BigEndian.Uint64(h[:8]) % uint64(shards))
 }
 
-// messageOf returns a delivery as a message for its shard.
-func messageOf(d *cloud.Delivery, shard int) (*nats.Msg, error) {
+// messageOf returns a delivery as a message.
+func messageOf(d *cloud.Delivery, subject string) (*nats.Msg, error) {
 	data, err := wire.AppendFrame(nil, []wire.FrameBlock{{Block: d.Block}})
 	if err != nil {
 		return nil, fmt.Errorf("make frame: %w", err)
 	}
 	b := &d.Block
-	m := &nats.Msg{Subject: subject(shard), Data: data, Header: nats.Header{
+	m := &nats.Msg{Subject: subject, Data: data, Header: nats.Header{
 		nats.MsgIdHdr:  {fmt.Sprintf("%s/%s/%d/%d/%08x", d.Gateway, b.Epoch, b.First, b.Count, b.CRC)},
 		headerGateway:  {d.Gateway},
 		headerSession:  {strconv.FormatUint(d.Session, 10)},

@@ -24,14 +24,14 @@ type hearer struct {
 	subscription *nats.Subscription
 }
 
-// noticeSubject: ids have letters, digits and -._ only, of which the point
+// notice is the subject of a gateway's notices: ids have letters, digits and -._ only, of which the point
 // would divide the subject.
-func noticeSubject(gateway string) string {
-	return noticePrefix + strings.ReplaceAll(gateway, ".", "~")
+func (o *Options) notice(gateway string) string {
+	return "touchline.stored." + o.Store + "." + strings.ReplaceAll(gateway, ".", "~")
 }
 
 func gatewayOf(subject string) string {
-	return strings.ReplaceAll(strings.TrimPrefix(subject, noticePrefix), "~", ".")
+	return strings.ReplaceAll(subject[strings.LastIndexByte(subject, '.')+1:], "~", ".")
 }
 
 // Tell implements cloud.Source.
@@ -40,13 +40,13 @@ func (q *Queue) Tell(gateway string, stored []wire.EpochRanges) error {
 	if err != nil {
 		return fmt.Errorf("write notice: %w", err)
 	}
-	return q.conn.Publish(noticeSubject(gateway), data)
+	return q.conn.Publish(q.opts.notice(gateway), data)
 }
 
 // Hear implements cloud.Queue. Notices come while Run runs.
 func (q *Queue) Hear(gateway string, stored func([]wire.EpochRanges)) (silence func(), err error) {
 	// All share a channel and its reader: a goroutine for each would cost an idle gateway 4 KB.
-	subscription, err := q.conn.ChanSubscribe(noticeSubject(gateway), q.notices)
+	subscription, err := q.conn.ChanSubscribe(q.opts.notice(gateway), q.notices)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to what is stored: %w", err)
 	}

@@ -15,6 +15,10 @@ type Options struct {
 	Servers string
 	Folder  string
 
+	// Store is the id of the record store that the queue is for: letters, digits and -.
+	// Clouds with a store each may share a cluster.
+	Store string
+
 	// CredentialsFile is a NATS .creds file, CAFile a CA in PEM for tls:// addresses;
 	// empty is none.
 	CredentialsFile, CAFile string
@@ -59,6 +63,7 @@ func (o *Options) validate() error {
 	}
 	need(o.Servers != "" || o.Folder != "", "Folder is empty: want one for the embedded server")
 	need(o.Servers != "" || o.Replicas == 1, "Replicas is %d: one embedded server has 1", o.Replicas)
+	need(o.Store != "" && strings.Map(dropStoreLetter, o.Store) == "", "Store is %.60q: want letters, digits and -", o.Store)
 	need(o.Shards >= 1 && o.Shards <= maxShards, "Shards is %d: want 1 to %d", o.Shards, maxShards)
 	need(o.Replicas == 1 || o.Replicas == 3 || o.Replicas == 5, "Replicas is %d: want 1, 3 or 5", o.Replicas)
 	need(o.MaxBytes >= 1<<20, "MaxBytes is %d: want at least %d", o.MaxBytes, 1<<20)
@@ -66,6 +71,14 @@ func (o *Options) validate() error {
 	need(o.Duplicates == 0 || o.Duplicates >= 100*time.Millisecond && o.Duplicates <= o.MaxAge, "Duplicates is %s: want 100ms to MaxAge", o.Duplicates)
 	need(o.AckWait >= 100*time.Millisecond, "AckWait is %s: want at least 100ms", o.AckWait)
 	return errors.Join(errs...)
+}
+
+// dropStoreLetter leaves what can't be in the name of a stream.
+func dropStoreLetter(r rune) rune {
+	if r == '-' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
+		return -1
+	}
+	return r
 }
 
 // maxShards: each is a Raft group in a cluster, and two goroutines in a recorder.

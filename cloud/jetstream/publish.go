@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -33,7 +34,7 @@ func (q *Queue) Publish(ctx context.Context, batch []cloud.Delivery) error {
 	shards := map[int][]*nats.Msg{}
 	for i := range batch {
 		shard := shardOf(batch[i].Gateway, q.opts.Shards)
-		m, err := messageOf(&batch[i], shard)
+		m, err := messageOf(&batch[i], q.opts.subject(shard))
 		if err != nil {
 			return fmt.Errorf("publish block %s/%d: %w", batch[i].Block.Epoch, batch[i].Block.First, err)
 		}
@@ -101,6 +102,10 @@ type commit struct {
 	answer   *nats.Subscription
 }
 
+// batchPatience: a leader that died with half a batch answers nothing, and
+// another is elected in seconds.
+const batchPatience = 3 * time.Second
+
 // A refusal is an answer of the server that says no.
 type refusal struct{ *jetstream.APIError }
 
@@ -129,6 +134,8 @@ func (q *Queue) send(list []*nats.Msg) (c commit, err error) {
 // await returns nil when the batch is in the stream, and a refusal where it is not at all.
 func (c commit) await(ctx context.Context) error {
 	defer c.answer.Unsubscribe()
+	ctx, cancel := context.WithTimeout(ctx, batchPatience)
+	defer cancel()
 	for {
 		m, err := c.answer.NextMsgWithContext(ctx)
 		if err != nil {

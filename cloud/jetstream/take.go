@@ -39,10 +39,10 @@ func (q *Queue) Take(ctx context.Context, take func(context.Context, cloud.Deliv
 		}
 	}
 	for shard := range q.opts.Shards {
-		begin(streamName(shard))
+		begin(q.opts.stream(shard))
 	}
 	for wait := time.Duration(0); pause(ctx, wait); wait = lookAgain {
-		names := q.js.StreamNames(ctx, jetstream.WithStreamListSubject(subjectPrefix+"*"))
+		names := q.js.StreamNames(ctx, jetstream.WithStreamListSubject(q.opts.subjects()))
 		for name := range names.Name() {
 			begin(name)
 		}

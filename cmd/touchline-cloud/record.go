@@ -16,11 +16,12 @@ import (
 	"touchline/cloud/jetstream"
 )
 
-// openQueue opens the queue that the settings name; nil is none.
-func openQueue(ctx context.Context, c *cloud.Config, logger *slog.Logger) (*jetstream.Queue, error) {
+// openQueue opens the queue that the settings name, for the record store of that
+// id; nil is none.
+func openQueue(ctx context.Context, c *cloud.Config, store string, logger *slog.Logger) (*jetstream.Queue, error) {
 	q := &c.Queue
 	opts := jetstream.Options{
-		Servers: q.NATS, CredentialsFile: q.NATSCredentials, CAFile: q.NATSCA, Monitors: q.NATSMonitors, Confirmed: q.NATSConfirmed,
+		Servers: q.NATS, Store: store, CredentialsFile: q.NATSCredentials, CAFile: q.NATSCA, Monitors: q.NATSMonitors, Confirmed: q.NATSConfirmed,
 		Shards: q.Shards, Replicas: q.Replicas, MaxBytes: int64(q.MaxBytes), MaxAge: time.Duration(q.MaxAge),
 		Duplicates: 2 * time.Minute, AckWait: 15 * time.Second,
 	}
@@ -58,7 +59,7 @@ func recordCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			queue, err := openQueue(cmd.Context(), &c, logger)
+			queue, err := openQueue(cmd.Context(), &c, store.ID(), logger)
 			if err != nil {
 				return errors.Join(err, store.Close())
 			}

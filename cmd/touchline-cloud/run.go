@@ -28,7 +28,7 @@ func runCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			queue, err := openQueue(cmd.Context(), &c, logger)
+			queue, err := openQueue(cmd.Context(), &c, store.ID(), logger)
 			if err != nil {
 				return errors.Join(err, store.Close())
 			}
