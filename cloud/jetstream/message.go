@@ -39,7 +39,7 @@ func shardOf(gateway string, shards int) int {
 
 // messageOf returns a delivery as a message.
 func messageOf(d *cloud.Delivery, subject string) (*nats.Msg, error) {
-	data, err := wire.AppendFrame(nil, []wire.FrameBlock{{Block: d.Block}})
+	data, err := wire.AppendFrame(nil, []wire.FrameBlock{{Block: d.Block, Lane: d.Lane}})
 	if err != nil {
 		return nil, fmt.Errorf("make frame: %w", err)
 	}
@@ -63,7 +63,7 @@ func deliveryOf(h nats.Header, data []byte) (d cloud.Delivery, err error) {
 	if len(blocks) != 1 {
 		return d, fmt.Errorf("it has %d blocks: want 1", len(blocks))
 	}
-	d.Block = blocks[0].Block
+	d.Block, d.Lane = blocks[0].Block, blocks[0].Lane
 	if err := d.Block.Check(); err != nil {
 		return d, err
 	}
