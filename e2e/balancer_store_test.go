@@ -42,39 +42,41 @@ func onPostgres(t *testing.T) clusterStore {
 	url := pgtest.Start(t, "").Database(t)
 	conf := filepath.Join(t.TempDir(), "password")
 	writeFile(t, conf, pgtest.Password+"\n")
-	open := func(ctx context.Context) (*postgres.Store, error) {
-		return postgres.Open(ctx, postgres.Options{URL: url}, slog.New(slog.DiscardHandler))
-	}
 	return clusterStore{
 		settings: fmt.Sprintf("store = %q\nstore_password_file = %q", withoutPassword(url), conf),
-		open:     func(ctx context.Context) (gatewayAdder, error) { return open(ctx) },
-		audit: func(v *verdict) {
-			t.Helper()
-			store, err := open(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			audited, err := store.Audit(t.Context())
-			if err != nil {
-				v.find("%v", err)
-			}
-			v.epochs = int(audited.Epochs)
-			if audited.KeptAside > 0 {
-				v.find("%d blocks are kept aside", audited.KeptAside)
-			}
-			if audited.Samples != v.stored {
-				v.find("the database has %d samples, the query API gave %d", audited.Samples, v.stored)
-			}
-			if err := store.Close(); err != nil {
-				t.Fatal(err)
-			}
-			// The audit has shown that the cursors have what the blocks have.
-			pgtest.Exec(t, url, `DO $$ BEGIN
-				IF EXISTS (SELECT FROM touchline.cursor WHERE ranges <> int8multirange(int8range(1, upper(ranges)))) THEN
-					RAISE EXCEPTION 'the numbers of an epoch have a hole';
-				END IF; END $$`)
+		open: func(ctx context.Context) (gatewayAdder, error) {
+			return postgres.Open(ctx, postgres.Options{URL: url}, slog.New(slog.DiscardHandler))
 		},
+		audit: func(v *verdict) { t.Helper(); auditPostgres(t, url, v) },
 	}
+}
+
+// auditPostgres adds to v what is wrong with a database that no node has open.
+func auditPostgres(t *testing.T, url string, v *verdict) {
+	t.Helper()
+	store, err := postgres.Open(t.Context(), postgres.Options{URL: url}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	audited, err := store.Audit(t.Context())
+	if err != nil {
+		v.find("%v", err)
+	}
+	v.epochs = int(audited.Epochs)
+	if audited.KeptAside > 0 {
+		v.find("%d blocks are kept aside", audited.KeptAside)
+	}
+	if audited.Samples != v.stored {
+		v.find("the database has %d samples, the query API gave %d", audited.Samples, v.stored)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The audit has shown that the cursors have what the blocks have.
+	pgtest.Exec(t, url, `DO $$ BEGIN
+		IF EXISTS (SELECT FROM touchline.cursor WHERE ranges <> int8multirange(int8range(1, upper(ranges)))) THEN
+			RAISE EXCEPTION 'the numbers of an epoch have a hole';
+		END IF; END $$`)
 }
 
 // TestBalancer_NodesOnPostgresLoseNothing is the way of HAProxy's test where
