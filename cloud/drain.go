@@ -96,8 +96,8 @@ func (in *ingest) expiry(began time.Time) time.Time {
 	return began.Add(in.opts.MaxAge*9/10 + rand.N(in.opts.MaxAge/5+1))
 }
 
-// age sends an old session away, and closes it where its gateway stays. The
-// writer calls it with each ping, so it is late by one heartbeat at most.
+// age sends an old session away, and closes it where its gateway stays. It is
+// called with each ping, so it is late by one heartbeat at most.
 func (s *session) age(now time.Time) {
 	switch {
 	case s.expires.IsZero() || now.Before(s.expires):

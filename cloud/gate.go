@@ -45,14 +45,14 @@ type ingest struct {
 	revision atomic.Uint64 // of who may speak, as the sentry saw it last
 }
 
-// An idle gateway has 1 KiB to read with (a large frame is read straight into
+// An idle gateway has 512 bytes to read with (a larger frame is read straight into
 // its own buffer), a write buffer borrowed for each message, and no net/http
-// buffers, since the handler returns: 6 KB of heap, measured, and two stacks.
+// buffers, since the handler returns.
 // Compression stays off: blocks are compressed, and gorilla's read limit counts
 // compressed bytes only.
 func newUpgrader() websocket.Upgrader {
 	return websocket.Upgrader{
-		ReadBufferSize:   1 << 10,
+		ReadBufferSize:   512,
 		WriteBufferSize:  4 << 10,
 		WriteBufferPool:  &sync.Pool{},
 		HandshakeTimeout: 5 * time.Second, // for 200 bytes to an empty socket
@@ -103,10 +103,7 @@ func (in *ingest) serveUplink(w http.ResponseWriter, r *http.Request) {
 // begin runs a session that was admitted.
 func (in *ingest) begin(s *session) {
 	in.roster.enter(s)
-	go func() { // the roster waits for it
-		defer in.roster.leave(s)
-		s.run()
-	}()
+	go s.run() // the roster waits for it
 }
 
 // admit takes a place for a session, or answers why there is none.

@@ -45,10 +45,9 @@ func (l socket) read() (int, io.Reader, error) { return l.conn.NextReader() }
 func (l socket) allow(until time.Time) error   { return l.conn.SetReadDeadline(until) }
 func (l socket) cut()                          { l.conn.NetConn().Close() }
 
+// write sends control frames as it does messages: WriteControl, which may be
+// called beside a message that is being written, would need a timer for that.
 func (l socket) write(kind int, data []byte, deadline time.Time) error {
-	if kind != websocket.TextMessage {
-		return l.conn.WriteControl(kind, data, deadline)
-	}
 	if err := l.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		<-l.slots
 		return nil, err
 	}
-	return &limitedConn{Conn: conn, release: sync.OnceFunc(func() { <-l.slots })}, nil
+	return onClose(conn, func() { <-l.slots }), nil
 }
 
 // Close implements net.Listener.
@@ -46,14 +46,31 @@ func (l *limitedListener) Close() error {
 	return l.Listener.Close()
 }
 
+// onClose returns conn, and calls release once when that is closed. Several
+// limits wrap a connection once: each layer would take 48 bytes of the stack on
+// which an idle session is parked.
+func onClose(conn net.Conn, release func()) net.Conn {
+	limited, ok := conn.(*limitedConn)
+	if !ok {
+		return &limitedConn{Conn: conn, release: release}
+	}
+	before := limited.release
+	limited.release = func() {
+		before()
+		release()
+	}
+	return limited
+}
+
 type limitedConn struct {
 	net.Conn
+	closed  sync.Once
 	release func()
 }
 
 // Close implements net.Conn.
 func (c *limitedConn) Close() error {
-	defer c.release()
+	defer c.closed.Do(c.release)
 	return c.Conn.Close()
 }
 
@@ -94,7 +111,7 @@ func (l *addressListener) Accept() (net.Conn, error) {
 		}
 		name := network(addr)
 		if l.enter(name) {
-			return &limitedConn{Conn: conn, release: sync.OnceFunc(func() { l.leave(name) })}, nil
+			return onClose(conn, func() { l.leave(name) }), nil
 		}
 		l.refused()
 		conn.Close()

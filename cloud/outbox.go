@@ -12,14 +12,18 @@ import (
 // An outbox is what a session has to say. It is not a queue: each kind of
 // message has one place, where what comes later joins or replaces what waits.
 // So it is bounded by what the window admits, however slowly the gateway reads,
-// and a burst of commits makes one ack. Its methods don't block.
+// and a burst of commits makes one ack. Its methods don't block, but for wait.
 type outbox struct {
-	wake chan struct{} // holds one: there is something to take
-	room chan struct{} // holds one: less is in flight
+	// write is run by a goroutine of its own when there is something to take, unless
+	// it runs; it calls take until there is nothing, or stop.
+	write   func()
+	writers sync.WaitGroup // one, while write runs
 
-	mu      sync.Mutex // covers what follows
-	letters letters
-	early   *wire.Window // came before the welcome, and takes its window's place
+	mu      sync.Mutex    // covers what follows
+	writing bool          // write runs, and will call take again; or it was stopped
+	letters *letters      // nil is none
+	room    chan struct{} // closed when less is in flight; nil where nobody waits for it
+	early   *wire.Window  // came before the welcome, and takes its window's place
 	greeted bool
 	ended   bool     // nothing is added behind the farewell
 	last    farewell // once ended
@@ -41,6 +45,7 @@ type letters struct {
 	resend   []wire.Resend
 	goaway   *wire.Goaway // the gateway ends the session when what is in flight has landed
 	pong     []byte       // nil is none
+	ping     bool
 	farewell *farewell
 }
 
@@ -60,21 +65,24 @@ func (f farewell) Error() string { return f.reason }
 // clock messages too: 1,024 × 78 bytes are 80 KB.
 const maxUnconfirmed = 1024
 
-func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1), room: make(chan struct{}, 1)} }
+func newOutbox(write func()) *outbox { return &outbox{write: write} }
 
 // arrived counts a block against the window, and says whether it was within
 // it. The largest window counts, not the one offered last, which the gateway
 // may not know yet; and one block may overrun it, since one may be in flight
-// whatever its size.
-func (o *outbox) arrived(b *wire.Block, full wire.Window) bool {
+// whatever its size. Where it was not, room is closed when less is in flight.
+func (o *outbox) arrived(b *wire.Block, full wire.Window) (room <-chan struct{}, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.flyingBytes > full.Bytes || o.flyingBlocks > full.Blocks {
-		return false
+		if o.room == nil {
+			o.room = make(chan struct{})
+		}
+		return o.room, false
 	}
 	o.flyingBytes += len(b.Data)
 	o.flyingBlocks++
-	return true
+	return nil, true
 }
 
 // forget takes a block out of the window without an ack.
@@ -86,10 +94,11 @@ func (o *outbox) forget(b *wire.Block) {
 	o.signalRoom()
 }
 
+// signalRoom wakes who waits for room. o.mu is held.
 func (o *outbox) signalRoom() {
-	select {
-	case o.room <- struct{}{}:
-	default:
+	if o.room != nil {
+		close(o.room)
+		o.room = nil
 	}
 }
 
@@ -216,6 +225,9 @@ func (o *outbox) setPong(data string) {
 	o.post(func(l *letters) { l.pong = append([]byte{}, data...) })
 }
 
+// setPing has a ping sent.
+func (o *outbox) setPing() { o.post(func(l *letters) { l.ping = true }) }
+
 // end says how the session ends; the first to say so is heard.
 func (o *outbox) end(f farewell) {
 	o.post(func(l *letters) {
@@ -233,28 +245,45 @@ func (o *outbox) parting() farewell {
 
 func (o *outbox) post(add func(*letters)) {
 	o.mu.Lock()
-	if !o.ended {
-		add(&o.letters)
+	defer o.mu.Unlock()
+	if o.ended {
+		return
 	}
-	o.mu.Unlock()
-	select {
-	case o.wake <- struct{}{}:
-	default:
+	if o.letters == nil {
+		o.letters = new(letters)
+	}
+	add(o.letters)
+	if !o.writing {
+		o.writing = true
+		o.writers.Go(o.write)
 	}
 }
 
-// take empties the outbox; the window gets back what the ack in it has.
-func (o *outbox) take() letters {
+// take empties the outbox; the window gets back what the ack in it has. Where
+// it returns nil there was nothing, and what comes next has write run anew.
+func (o *outbox) take() *letters {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	l := o.letters
-	o.letters = letters{}
+	o.letters = nil
+	o.writing = l != nil
 	o.flyingBytes -= o.waitingBytes
 	o.flyingBlocks -= o.waitingBlocks
 	o.waitingBytes, o.waitingBlocks = 0, 0
 	o.signalRoom()
 	return l
 }
+
+// stop lets go of what waits: write does not run again.
+func (o *outbox) stop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.letters, o.writing = nil, true
+}
+
+// wait returns when write has ended for good. It is called behind end, after
+// which write is started no more.
+func (o *outbox) wait() { o.writers.Wait() }
 
 // messages returns the control messages among the letters.
 func (l *letters) messages(now time.Time) []wire.Message {

@@ -150,7 +150,7 @@ func (s *session) block(from *wire.FrameBlock, received time.Time) error {
 	} else if err != nil {
 		return breach(err.Error())
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
+	ctx, cancel := s.within(s.in.opts.Heartbeat)
 	defer cancel()
 	if !s.arrived(ctx, b) {
 		return breach(fmt.Sprintf("the window of %d bytes and %d blocks was overrun by more than one block",
@@ -172,17 +172,17 @@ func (s *session) block(from *wire.FrameBlock, received time.Time) error {
 // told that a block is stored while a copy that it had sent again is under way,
 // and fill its place: what is above the window waits on the wire then.
 func (s *session) arrived(ctx context.Context, b *wire.Block) bool {
-	for !s.out.arrived(b, s.in.roster.full) {
-		if s.in.queue == nil {
-			return false
+	for {
+		room, ok := s.out.arrived(b, s.in.roster.full)
+		if ok || s.in.queue == nil {
+			return ok
 		}
 		select {
-		case <-s.out.room:
+		case <-room:
 		case <-ctx.Done():
 			return false
 		}
 	}
-	return true
 }
 
 // control takes the payload of a text frame.
@@ -220,7 +220,7 @@ func (s *session) hello(m *wire.Hello) error {
 	case m.Gateway != s.gateway:
 		return breach(fmt.Sprintf("hello names the gateway %.128q, but the credential is of %q", m.Gateway, s.gateway))
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.in.timing.ask)
+	ctx, cancel := s.within(s.in.timing.ask)
 	defer cancel()
 	store, number, err := s.in.store.NewSession(ctx, s.gateway)
 	if err != nil {
@@ -352,7 +352,7 @@ func (s *session) clock(m *wire.Clock) error {
 // untilRecorded calls record until it succeeds, for one heartbeat, and returns
 // its last error.
 func (s *session) untilRecorded(record func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(s.ctx, s.in.opts.Heartbeat)
+	ctx, cancel := s.within(s.in.opts.Heartbeat)
 	defer cancel()
 	for wait := s.in.timing.retryMin; ; wait = min(2*wait, s.in.timing.retryMax) {
 		err := record(ctx)
@@ -378,7 +378,7 @@ func overload(reason string) farewell {
 
 // noStore ends a session that can't go on without the record store.
 func (s *session) noStore(err error) farewell {
-	if s.ctx.Err() == nil {
+	if !s.hasHungUp() {
 		s.log.Error("the record store does not answer", "error", err)
 	}
 	return overload("the record store does not answer")
