@@ -26,8 +26,9 @@ type Access interface {
 	RollKeys(ctx context.Context, gateway string, roll func([]credential.GatewayKey) ([]credential.GatewayKey, error)) error
 	// Opened notes that a gateway said hello from this opening of its buffer,
 	// and says whether it was at a later one before: then two boxes have its
-	// identity.
-	Opened(ctx context.Context, gateway string, epoch touchline.Epoch) (cloned bool, err error)
+	// identity. It has the fence of Recorder.Clock: an older session that is late
+	// would pass for the other box.
+	Opened(ctx context.Context, gateway string, session uint64, epoch touchline.Epoch) (cloned bool, err error)
 	// Redeem uses the token of a handshake up: the first call for its Mark and
 	// Until, of all processes, returns nil once that is durable, and for every
 	// other one credential.ErrReplayed is in the error. Of any other error it is

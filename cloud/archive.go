@@ -103,7 +103,7 @@ func (i *importer) take(ctx context.Context, seg *archive.Segment) error {
 		blocks = blocks[n:]
 	}
 	for _, l := range seg.Lost {
-		if err := i.store.Lost(ctx, i.done.Gateway, l); err != nil {
+		if err := i.store.Lost(ctx, i.done.Gateway, 0, l); err != nil {
 			return err
 		}
 		i.done.Lost++

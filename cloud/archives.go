@@ -109,7 +109,7 @@ func (a *archives) take(ctx context.Context, h archive.Header, seg *archive.Segm
 		}
 	}
 	for _, l := range seg.Lost {
-		if err := a.in.store.Lost(ctx, h.Gateway, l); err != nil {
+		if err := a.in.store.Lost(ctx, h.Gateway, 0, l); err != nil {
 			return err
 		}
 		a.in.stats.lostSamples.Add(l.Ranges.Count())

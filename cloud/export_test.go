@@ -55,3 +55,6 @@ func (s *Server) LiveHeld() (series, rows, weight int) {
 	}
 	return series, rows, weight
 }
+
+// SetOwner changes how often a node looks whose gateways are at another one.
+func (s *Server) SetOwner(d time.Duration) { s.ingest.timing.owner = d }

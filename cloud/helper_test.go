@@ -118,7 +118,7 @@ func (m *memory) Stored(_ context.Context, gateway string, epochs []touchline.Ep
 	return list, nil
 }
 
-func (m *memory) Lost(_ context.Context, _ string, lost wire.Lost) error {
+func (m *memory) Lost(_ context.Context, _ string, _ uint64, lost wire.Lost) error {
 	if m.beforeLost != nil {
 		if err := m.beforeLost(); err != nil {
 			return err
@@ -130,7 +130,7 @@ func (m *memory) Lost(_ context.Context, _ string, lost wire.Lost) error {
 	return nil
 }
 
-func (m *memory) Clock(_ context.Context, _ string, clock touchline.Clock) error {
+func (m *memory) Clock(_ context.Context, _ string, _ uint64, clock touchline.Clock) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.clocks = append(m.clocks, clock)
@@ -198,10 +198,15 @@ func (m *memory) RollKeys(context.Context, string, func([]credential.GatewayKey)
 	return errNotHere
 }
 
-func (m *memory) Redeem(context.Context, credential.Handshake) error            { return nil } // what one process remembers is enough
-func (m *memory) NonceSecret() []byte                                           { return make([]byte, 32) }
-func (m *memory) Opened(context.Context, string, touchline.Epoch) (bool, error) { return false, nil }
-func (m *memory) AccessRevision(context.Context) (uint64, error)                { return 0, nil }
+func (m *memory) Redeem(context.Context, credential.Handshake) error { return nil } // what one process remembers is enough
+func (m *memory) NonceSecret() []byte                                { return make([]byte, 32) }
+func (m *memory) AccessRevision(context.Context) (uint64, error)     { return 0, nil }
+func (m *memory) Opened(context.Context, string, uint64, touchline.Epoch) (bool, error) {
+	return false, nil
+}
+func (m *memory) Overtaken(context.Context, map[string]uint64) ([]string, error) {
+	return nil, nil // there is one node
+}
 func (m *memory) APIKey(context.Context, string) (cloud.APIKey, error) {
 	return cloud.APIKey{}, errNotHere
 }

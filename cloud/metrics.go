@@ -54,6 +54,7 @@ var simples = []simple{
 	counter("lost_samples_announced_total", "Samples that gateways announced as lost; a repeated announcement counts again.", func(s *Stats) uint64 { return s.LostSamples }),
 	counter("record_errors_total", "Batches that the record store did not take at once.", func(s *Stats) uint64 { return s.RecordErrors }),
 	counter("cloned_hellos_total", "Hellos that showed that two boxes have one gateway's identity.", func(s *Stats) uint64 { return s.Cloned }),
+	counter("sessions_overtaken_total", "Sessions that ended since their gateways were at another node.", func(s *Stats) uint64 { return s.Overtaken }),
 	counter("address_refused_total", "Connections refused since their address had too many.", func(s *Stats) uint64 { return s.AddressRefused }),
 	counter("client_cert_headers_dropped_total", "Requests with tls.client_cert_header that came from no trusted proxy.", func(s *Stats) uint64 { return s.ForeignHeaders }),
 	gauge("connections_max", "Uplinks that may be open (max_gateways).", func(s *Stats) int { return s.MaxConnections }),

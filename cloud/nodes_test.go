@@ -108,14 +108,14 @@ func TestNodes_ABlockInTheOldNodesQueueIsNoSecondOne(t *testing.T) {
 			switch first {
 			case "old":
 				stores[0].release()
-				g.stored(list...)
+				eventually(t, "the old node has recorded them", func() bool { return old.server.Stats().QueueBlocks == 0 })
 				stores[1].release()
 				g2.stored(append(slices.Clone(list), more)...)
 			case "new":
 				stores[1].release()
 				g2.stored(append(slices.Clone(list), more)...)
 				stores[0].release()
-				g.stored(list...)
+				eventually(t, "the old node has recorded them", func() bool { return old.server.Stats().QueueBlocks == 0 })
 			}
 			auditNodes(t, dir, []*node{old, moved}, "arena", 60)
 		})

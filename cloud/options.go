@@ -194,6 +194,7 @@ type timing struct {
 	retryMax time.Duration
 	poll     time.Duration // how much longer than a WebSocket a link over HTTP may be silent
 	access   time.Duration // between looks at who may still speak
+	owner    time.Duration // between looks at whose gateways are at another node
 	look     time.Duration // between looks at how long blocks wait to be stored
 	lags     time.Duration // that the oldest of them waits while the store lags behind
 	stands   time.Duration // and while gateways pause
@@ -208,8 +209,9 @@ var defaultTiming = timing{
 	shutdown: 5 * time.Second,
 	retryMin: 50 * time.Millisecond,
 	retryMax: 5 * time.Second,
-	poll:     25 * time.Second, // its gateway may be between a poll that got lost and the next one
-	access:   time.Second,      // a revoked gateway is gone after two, with its close frame after four
+	poll:     25 * time.Second,       // its gateway may be between a poll that got lost and the next one
+	access:   time.Second,            // a revoked gateway is gone after two, with its close frame after four
+	owner:    500 * time.Millisecond, // so that a session learns within a second that its gateway moved
 	look:     time.Second,
 	lags:     2 * time.Second,  // a transaction takes some 10 ms
 	stands:   pausesAfter,      // a gateway gives a block 30 s, and a pause stops its clock

@@ -234,6 +234,8 @@ func (s *session) hello(m *wire.Hello) error {
 	if err != nil {
 		return s.noStore(fmt.Errorf("read what is stored: %w", err))
 	}
+	s.number = number
+	s.log = s.log.With("session", number)
 	if err := s.opened(ctx, m.Epoch); err != nil {
 		return s.noStore(err)
 	}
@@ -243,11 +245,9 @@ func (s *session) hello(m *wire.Hello) error {
 			return overload("the queue does not answer")
 		}
 	}
-	s.number = number
-	s.log = s.log.With("session", number)
 	window, ok := s.in.roster.greet(s)
 	if !ok {
-		return farewell{code: wire.CloseSuperseded, reason: "a newer session of this gateway took over"}
+		return overtaken
 	}
 	s.greeted = true
 	stored, complete := trimStored(stored, m.Epochs)
@@ -268,7 +268,7 @@ func (s *session) opened(ctx context.Context, epoch touchline.Epoch) error {
 	if epoch == (touchline.Epoch{}) {
 		return nil // it does not say
 	}
-	cloned, err := s.in.store.Opened(ctx, s.gateway, epoch)
+	cloned, err := s.in.store.Opened(ctx, s.gateway, s.number, epoch)
 	if cloned {
 		s.in.stats.cloned.Add(1)
 		s.log.Warn("two boxes have this gateway's identity; nothing is lost, but give one of them a key of its own: "+
@@ -318,7 +318,7 @@ func (s *session) lost(m *wire.Lost) error {
 	if m.ID > touchline.MaxSeq {
 		return breach(fmt.Sprintf("the id %d of a lost message is above %d", m.ID, uint64(touchline.MaxSeq)))
 	}
-	err := s.untilRecorded(func(ctx context.Context) error { return s.in.store.Lost(ctx, s.gateway, *m) })
+	err := s.untilRecorded(func(ctx context.Context) error { return s.in.store.Lost(ctx, s.gateway, s.number, *m) })
 	if err != nil {
 		return s.noStore(fmt.Errorf("record lost samples: %w", err))
 	}
@@ -338,7 +338,7 @@ func (s *session) clock(m *wire.Clock) error {
 	if err != nil {
 		return breach(err.Error())
 	}
-	err = s.untilRecorded(func(ctx context.Context) error { return s.in.store.Clock(ctx, s.gateway, clock) })
+	err = s.untilRecorded(func(ctx context.Context) error { return s.in.store.Clock(ctx, s.gateway, s.number, clock) })
 	if err != nil {
 		return s.noStore(fmt.Errorf("record clock: %w", err))
 	}
@@ -356,8 +356,8 @@ func (s *session) untilRecorded(record func(context.Context) error) error {
 	defer cancel()
 	for wait := s.in.timing.retryMin; ; wait = min(2*wait, s.in.timing.retryMax) {
 		err := record(ctx)
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, ErrOvertaken) {
+			return err
 		}
 		if pause(ctx, wait); ctx.Err() != nil {
 			return err
@@ -376,8 +376,12 @@ func overload(reason string) farewell {
 		goaway: &wire.Goaway{Reason: "overload", ReconnectAfter: int(after.Milliseconds())}}
 }
 
-// noStore ends a session that can't go on without the record store.
+// noStore ends a session for which the record store did not do what it had to:
+// it does not answer, or knows a newer session.
 func (s *session) noStore(err error) farewell {
+	if errors.Is(err, ErrOvertaken) {
+		return overtaken
+	}
 	if !s.hasHungUp() {
 		s.log.Error("the record store does not answer", "error", err)
 	}

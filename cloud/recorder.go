@@ -37,12 +37,23 @@ import (
 // already or later. A better state replaces a worse one and never the other
 // way round; of equal ones the latest counts. What a block says is not
 // changed: a later clock corrects it anew.
+//
+// Lost and Clock take the number of the session that says so, and change
+// nothing where the gateway has begun a newer one, at whatever node: the error
+// is ErrOvertaken then. So what counts is what the newest session said, however
+// late an older one's message comes. A session of 0 is none: a file that the
+// gateway wrote, of which there is no newer one. Blocks have no such fence, and
+// need none, since their ranges decide.
 type Recorder interface {
 	Record(ctx context.Context, batch []Delivery) ([]Outcome, error)
 	Stored(ctx context.Context, gateway string, epochs []touchline.Epoch) ([]wire.EpochRanges, error)
-	Lost(ctx context.Context, gateway string, lost wire.Lost) error
-	Clock(ctx context.Context, gateway string, clock touchline.Clock) error
+	Lost(ctx context.Context, gateway string, session uint64, lost wire.Lost) error
+	Clock(ctx context.Context, gateway string, session uint64, clock touchline.Clock) error
 }
+
+// ErrOvertaken is wrapped by the errors of a record store for what a session
+// says after its gateway has begun a newer one.
+var ErrOvertaken = errors.New("a newer session of this gateway took over")
 
 // ErrUnavailable is wrapped by the errors of a Recorder for which no block is
 // to blame: no space, an I/O error, a lock, no connection.
@@ -108,6 +119,10 @@ type Registry interface {
 	// NewSession returns that id and a session number above all
 	// that this gateway had.
 	NewSession(ctx context.Context, gateway string) (store string, session uint64, err error)
+	// Overtaken returns which of these sessions, by gateway, are not the newest
+	// of their gateways any more: those gateways are at another node, or came back
+	// to this one. It costs a lookup for each.
+	Overtaken(ctx context.Context, sessions map[string]uint64) (gateways []string, err error)
 	// GatewayKeys returns the public keys that are registered as this
 	// gateway's, none for one that is not known. A key added a moment ago by
 	// another process is among them.

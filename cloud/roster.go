@@ -94,7 +94,7 @@ func (r *roster) greet(s *session) (window wire.Window, ok bool) {
 		if other.number > s.number {
 			return wire.Window{}, false
 		}
-		other.out.end(farewell{code: wire.CloseSuperseded, reason: "a newer session of this gateway took over"})
+		other.out.end(overtaken)
 	}
 	r.newest[s.gateway] = s
 	return r.offered, true

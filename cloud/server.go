@@ -225,6 +225,11 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(reasked)
 		s.ingest.watchAccepted(stop)
 	}()
+	owned := make(chan struct{})
+	go func() {
+		defer close(owned)
+		s.ingest.watchOwners(stop)
+	}()
 	weighed := make(chan struct{})
 	go func() {
 		defer close(weighed)
@@ -274,6 +279,7 @@ func (s *Server) Run(ctx context.Context) error {
 	<-served
 	<-shown
 	<-watched
+	<-owned
 	<-weighed
 	if agent != nil {
 		agent.Close()

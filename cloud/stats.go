@@ -29,6 +29,7 @@ type Stats struct {
 	Cloned             uint64 // hellos that showed that two boxes have one identity
 	AddressRefused     uint64 // connections of an address that had too many
 	ForeignHeaders     uint64 // requests with tls.client_cert_header that no trusted proxy sent
+	Overtaken          uint64 // sessions ended since their gateways were at another node
 	LostSamples        uint64 // that gateways announced as lost; a repeated announcement counts again
 	RecordErrors       uint64 // batches that the record store did not take at once
 
@@ -78,7 +79,7 @@ type counters struct {
 	repeats, keptAside, resends           atomic.Uint64
 	lostSamples, recordErrors             atomic.Uint64
 	cloned, addressRefused                atomic.Uint64
-	foreignHeaders                        atomic.Uint64
+	foreignHeaders, overtaken             atomic.Uint64
 	blocksAccepted, noticesLost           atomic.Uint64
 	queueRefused                          atomic.Uint64
 	queriesRunning                        atomic.Int64
@@ -137,7 +138,7 @@ func (c *counters) fill(s *Stats) {
 	s.Repeats, s.KeptAside, s.Resends = c.repeats.Load(), c.keptAside.Load(), c.resends.Load()
 	s.LostSamples, s.RecordErrors = c.lostSamples.Load(), c.recordErrors.Load()
 	s.Cloned, s.AddressRefused = c.cloned.Load(), c.addressRefused.Load()
-	s.ForeignHeaders = c.foreignHeaders.Load()
+	s.ForeignHeaders, s.Overtaken = c.foreignHeaders.Load(), c.overtaken.Load()
 	s.QueriesRunning = int(c.queriesRunning.Load())
 	s.Queries, s.QueriesRefused = c.queries.Load(), c.queriesRefused.Load()
 	s.QueriesBroken, s.RowsQueried = c.queriesBroken.Load(), c.rowsQueried.Load()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"time"
 
@@ -257,7 +256,7 @@ func (s *Store) RevokeGateway(ctx context.Context, gateway string) error {
 }
 
 // Opened implements cloud.Access.
-func (s *Store) Opened(ctx context.Context, gateway string, epoch touchline.Epoch) (cloned bool, err error) {
+func (s *Store) Opened(ctx context.Context, gateway string, session uint64, epoch touchline.Epoch) (cloned bool, err error) {
 	fail := func(err error) (bool, error) {
 		return false, fmt.Errorf("note the opening of gateway %s: %w", gateway, err)
 	}
@@ -266,11 +265,21 @@ func (s *Store) Opened(ctx context.Context, gateway string, epoch touchline.Epoc
 		return fail(err)
 	}
 	err = s.change(ctx, func(tx pgx.Tx) error {
-		var moved bool
-		row := tx.QueryRow(ctx, `UPDATE gateway SET opening = $2 WHERE id = $1 AND opening IS DISTINCT FROM $2 RETURNING true`, id, epoch[:])
-		if err := row.Scan(&moved); errors.Is(err, pgx.ErrNoRows) {
+		_, err := tx.Exec(ctx, `INSERT INTO session (gateway) VALUES ($1) ON CONFLICT DO NOTHING`, id)
+		if err != nil {
+			return err
+		}
+		var current []byte
+		if err := tx.QueryRow(ctx, `SELECT opening FROM session WHERE gateway = $1 FOR UPDATE`, id).Scan(&current); err != nil {
+			return err
+		}
+		if string(current) == string(epoch[:]) {
 			return nil // it lost its connection, no more
-		} else if err != nil {
+		}
+		if err := fenced(ctx, tx, id, session); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE session SET opening = $2 WHERE gateway = $1`, id, epoch[:]); err != nil {
 			return err
 		}
 		now := time.Now().UnixNano()

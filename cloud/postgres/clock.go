@@ -16,7 +16,7 @@ import (
 // Clock implements cloud.Recorder. Blocks that the correction moves in time
 // get another version in place, and the old one is out of force from then on;
 // queries that run go on reading it.
-func (s *Store) Clock(ctx context.Context, gateway string, clock touchline.Clock) error {
+func (s *Store) Clock(ctx context.Context, gateway string, session uint64, clock touchline.Clock) error {
 	fail := func(err error) error {
 		return fmt.Errorf("record clock of gateway %s, boot %s: %w", gateway, clock.Boot, err)
 	}
@@ -30,6 +30,11 @@ func (s *Store) Clock(ctx context.Context, gateway string, clock touchline.Clock
 		}
 		b, err := bootOf(ctx, tx, bootKey{id, clock.Boot}, "FOR UPDATE")
 		if err != nil {
+			return err
+		}
+		// Behind the lock of the boot: a newer session's message that this one
+		// would overwrite is committed, and so is the session.
+		if err := fenced(ctx, tx, id, session); err != nil {
 			return err
 		}
 		if clock.State < b.known.State || clock == b.known {

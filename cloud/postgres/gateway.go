@@ -67,49 +67,11 @@ func (s *Store) GatewayByToken(ctx context.Context, sha256 [32]byte) (id string,
 	return id, nil
 }
 
-// NewSession implements cloud.Registry. The number rises in one statement,
-// whatever node asks, so that of two sessions of a gateway every node knows
-// which is the older (see Overtaken).
-func (s *Store) NewSession(ctx context.Context, gateway string) (store string, session uint64, err error) {
-	err = s.change(ctx, func(tx pgx.Tx) error {
-		id, err := gatewayID(ctx, tx, gateway)
-		if err != nil {
-			return err
-		}
-		return tx.QueryRow(ctx, `UPDATE gateway SET session = session + 1, session_node = $2, last_seen = $3 WHERE id = $1 RETURNING session`,
-			id, s.opts.Node, time.Now().UnixNano()).Scan(&session)
-	})
-	if err != nil {
-		return "", 0, fmt.Errorf("new session of gateway %s: %w", gateway, err)
-	}
-	return s.id, session, nil
-}
-
-// Overtaken returns which of these sessions, by gateway, are not the newest of
-// their gateways any more: those gateways are at another node, or came back to
-// this one.
-func (s *Store) Overtaken(ctx context.Context, sessions map[string]uint64) (gateways []string, err error) {
-	var names []string
-	var numbers []int64
-	for name, number := range sessions {
-		names, numbers = append(names, name), append(numbers, int64(number))
-	}
-	rows, err := s.pool.Query(ctx, `
-		SELECT g.name FROM unnest($1::text[], $2::bigint[]) AS mine (name, session) JOIN gateway g ON g.name = mine.name
-		WHERE g.session > mine.session ORDER BY g.name`, names, numbers)
-	if err == nil {
-		gateways, err = pgx.CollectRows(rows, pgx.RowTo[string])
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for overtaken sessions: %w", err)
-	}
-	return gateways, nil
-}
-
 // Gateways implements cloud.Archive.
 func (s *Store) Gateways(ctx context.Context) (gateways []cloud.Gateway, err error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT name, venue, added, last_stored, last_seen, revoked, cloned, samples, blocks, kept_aside, lost FROM gateway ORDER BY name`)
+		SELECT name, venue, added, last_stored, began, revoked, cloned, samples, blocks, kept_aside, lost
+		FROM gateway LEFT JOIN session ON session.gateway = gateway.id ORDER BY name`)
 	if err != nil {
 		return nil, fmt.Errorf("list gateways: %w", err)
 	}
@@ -181,7 +143,7 @@ func (s *Store) Stored(ctx context.Context, gateway string, epochs []touchline.E
 
 // Lost implements cloud.Recorder. A repeat is the same id of the same epoch:
 // ids begin anew where a gateway's buffer file was replaced, epochs don't.
-func (s *Store) Lost(ctx context.Context, gateway string, lost wire.Lost) error {
+func (s *Store) Lost(ctx context.Context, gateway string, session uint64, lost wire.Lost) error {
 	fail := func(err error) error { return fmt.Errorf("record loss %d of gateway %s: %w", lost.ID, gateway, err) }
 	if lost.ID > touchline.MaxSeq {
 		return fail(fmt.Errorf("the id is above %d", uint64(touchline.MaxSeq)))
@@ -197,6 +159,9 @@ func (s *Store) Lost(ctx context.Context, gateway string, lost wire.Lost) error 
 			id, lost.Epoch[:], int64(lost.ID), multirangeOf(lost.Ranges), text(lost.Cause), lost.MinTime, lost.MaxTime, time.Now().UnixNano())
 		if err != nil || added.RowsAffected() == 0 {
 			return err // or a repeat
+		}
+		if err := fenced(ctx, tx, id, session); err != nil {
+			return err
 		}
 		// The sum stays where it is exact and no announcement can overflow it.
 		_, err = tx.Exec(ctx, `UPDATE gateway SET lost = least(lost + $2, $3) WHERE id = $1`,

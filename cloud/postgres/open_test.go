@@ -129,7 +129,7 @@ func TestRestore_IntoAnotherClusterShowsAllThatWasStored(t *testing.T) {
 	epoch := touchline.NewEpoch()
 	first := recordertest.Clocked(t, recordertest.NewDelivery(t, "north", epoch, 1, recordertest.Stamped(20e9, 50e9, 1e9, 50)), unset)
 	record(t, s, first)
-	if err := s.Clock(t.Context(), "north", right); err != nil { // a place is out of force
+	if err := s.Clock(t.Context(), "north", 0, right); err != nil { // a place is out of force
 		t.Fatal(err)
 	}
 	want := fmt.Sprint(query(t, s, allSamples))
@@ -155,7 +155,7 @@ func TestRestore_IntoAnotherClusterShowsAllThatWasStored(t *testing.T) {
 	}
 	record(t, r, recordertest.NewDelivery(t, "north", epoch, 201, recordertest.Series("belt", 0, 10, 5)))
 	right.Offset += 7e9
-	if err := r.Clock(t.Context(), "north", right); err != nil {
+	if err := r.Clock(t.Context(), "north", 0, right); err != nil {
 		t.Fatal(err)
 	}
 	if got := len(query(t, r, allSamples)); got != 105 {

@@ -228,28 +228,6 @@ func TestRecord_TextsFromOutsideAreCleaned(t *testing.T) {
 	}
 }
 
-func TestOvertaken_NamesTheGatewaysThatMoved(t *testing.T) {
-	url := pgtest.Database(t)
-	a, b := openWith(t, Options{URL: url, Node: "a"}), openWith(t, Options{URL: url, Node: "b"})
-	defer a.Close()
-	defer b.Close()
-	addGateways(t, a, "north", "south", "west")
-	sessions := make(map[string]uint64)
-	for _, gateway := range []string{"north", "south"} {
-		_, session, err := a.NewSession(t.Context(), gateway)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sessions[gateway] = session
-	}
-	if _, _, err := b.NewSession(t.Context(), "south"); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := a.Overtaken(t.Context(), sessions); err != nil || fmt.Sprint(got) != "[south]" {
-		t.Fatalf("Overtaken = %v, %v: want south", got, err)
-	}
-}
-
 // A code is good for one, whatever node each of those who try it is at.
 func TestEnrol_OneOfThoseWhoUseACodeAtOnce(t *testing.T) {
 	url := pgtest.Database(t)

@@ -117,7 +117,7 @@ var accessTests = map[string]func(*fixture){
 			{"north", one, true}, {"north", one, false}, {"north", two, true},
 			{"north", three, false}, {"north", three, false}, {"south", one, false},
 		} {
-			if cloned, err := stores[i%2].Opened(f.Context(), c.gateway, c.epoch); err != nil || cloned != c.cloned {
+			if cloned, err := stores[i%2].Opened(f.Context(), c.gateway, 0, c.epoch); err != nil || cloned != c.cloned {
 				f.Fatalf("step %d: Opened said %t %v, want %t", i, cloned, err, c.cloned)
 			}
 		}
@@ -125,10 +125,10 @@ var accessTests = map[string]func(*fixture){
 			f.Errorf("cloned: %+v %+v, want north alone", f.gateway("north"), f.gateway("south"))
 		}
 		f.reopen()
-		if cloned, err := f.store.Opened(f.Context(), "north", two); err != nil || !cloned {
+		if cloned, err := f.store.Opened(f.Context(), "north", 0, two); err != nil || !cloned {
 			f.Errorf("after a restart: %t %v", cloned, err)
 		}
-		if _, err := f.store.Opened(f.Context(), "nobody", one); err == nil {
+		if _, err := f.store.Opened(f.Context(), "nobody", 0, one); err == nil {
 			f.Error("an opening of nobody was noted")
 		}
 	},

@@ -75,7 +75,7 @@ func sorted(lists ...[]cloud.Record) []cloud.Record {
 
 func (f *fixture) clock(gateway string, clock touchline.Clock) {
 	f.Helper()
-	if err := f.store.Clock(f.Context(), gateway, clock); err != nil {
+	if err := f.store.Clock(f.Context(), gateway, 0, clock); err != nil {
 		f.Fatalf("Clock: %v", err)
 	}
 }
@@ -161,13 +161,13 @@ var clockTests = map[string]func(*fixture){
 			gateway string
 			clock   touchline.Clock
 		}{"unset": {"north", unset}, "unknown state": {"north", touchline.Clock{State: 3}}, "unknown gateway": {"nobody", right}} {
-			if err := f.store.Clock(f.Context(), c.gateway, c.clock); err == nil {
+			if err := f.store.Clock(f.Context(), c.gateway, 0, c.clock); err == nil {
 				f.Errorf("%s: Clock returned nil", name)
 			}
 		}
 		ctx, cancel := context.WithCancel(f.Context())
 		cancel()
-		if err := f.store.Clock(ctx, "north", right); err == nil {
+		if err := f.store.Clock(ctx, "north", 0, right); err == nil {
 			f.Error("Clock returned nil with a context that had ended")
 		}
 	},
@@ -218,7 +218,7 @@ var clockTests = map[string]func(*fixture){
 			}
 			if n++; n%5000 == 1 {
 				last.Offset += 1000e9
-				return f.store.Clock(f.Context(), "north", last)
+				return f.store.Clock(f.Context(), "north", 0, last)
 			}
 			return nil
 		})
@@ -247,7 +247,7 @@ var clockTests = map[string]func(*fixture){
 			c := right
 			for range times {
 				c.Offset += 1000e9
-				if err := f.store.Clock(f.Context(), "north", c); err != nil {
+				if err := f.store.Clock(f.Context(), "north", 0, c); err != nil {
 					corrected <- err
 					return
 				}

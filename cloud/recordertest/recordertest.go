@@ -63,7 +63,7 @@ type Faulty interface {
 func Run(t *testing.T, open func(t *testing.T) Store) {
 	for _, group := range []map[string]func(*fixture){
 		recordTests, storedTests, lostTests, clockTests, queryTests, registryTests, keyTests, crowdTests,
-		enrolTests, rollTests, accessTests,
+		enrolTests, rollTests, accessTests, ownerTests,
 	} {
 		names := make([]string, 0, len(group))
 		for name := range group {

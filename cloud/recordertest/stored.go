@@ -128,7 +128,7 @@ var lostTests = map[string]func(*fixture){
 		}
 		announce := func(gateway string, lost wire.Lost) {
 			f.Helper()
-			if err := f.store.Lost(f.Context(), gateway, lost); err != nil {
+			if err := f.store.Lost(f.Context(), gateway, 0, lost); err != nil {
 				f.Fatalf("Lost: %v", err)
 			}
 		}
@@ -145,7 +145,7 @@ var lostTests = map[string]func(*fixture){
 		f.counts("north", 0, 0, 0, 300)
 		f.counts("south", 0, 0, 0, 150)
 
-		if err := f.store.Lost(f.Context(), "nobody", lost); err == nil {
+		if err := f.store.Lost(f.Context(), "nobody", 0, lost); err == nil {
 			f.Fatal("Lost of an unknown gateway returned nil, want an error")
 		}
 	},
@@ -157,7 +157,7 @@ var lostTests = map[string]func(*fixture){
 		a := NewDelivery(f, "north", epoch, 1, Series("belt", 0, 10, 5))
 		b := NewDelivery(f, "north", epoch, 6, Series("belt", 50, 10, 5))
 		f.record(batch{a}, fresh)
-		err := f.store.Lost(f.Context(), "north", wire.Lost{ID: 1, Epoch: epoch, Ranges: touchline.Ranges{{First: 1, Last: 10}}, Cause: "damage"})
+		err := f.store.Lost(f.Context(), "north", 0, wire.Lost{ID: 1, Epoch: epoch, Ranges: touchline.Ranges{{First: 1, Last: 10}}, Cause: "damage"})
 		if err != nil {
 			f.Fatalf("Lost: %v", err)
 		}
@@ -169,7 +169,7 @@ var lostTests = map[string]func(*fixture){
 	"Lost_AbsurdCountsStayReadable": func(f *fixture) {
 		f.addGateways("north")
 		for id := range uint64(1100) { // 1,024 times 2^53 is beyond int64
-			err := f.store.Lost(f.Context(), "north", wire.Lost{
+			err := f.store.Lost(f.Context(), "north", 0, wire.Lost{
 				ID: id, Epoch: touchline.NewEpoch(), Cause: "damage", Ranges: touchline.Ranges{{First: 1, Last: touchline.MaxSeq}},
 			})
 			if err != nil {

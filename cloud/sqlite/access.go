@@ -372,7 +372,7 @@ func (s *Store) RevokeGateway(ctx context.Context, gateway string) error {
 }
 
 // Opened implements cloud.Access.
-func (s *Store) Opened(ctx context.Context, gateway string, epoch touchline.Epoch) (cloned bool, err error) {
+func (s *Store) Opened(ctx context.Context, gateway string, session uint64, epoch touchline.Epoch) (cloned bool, err error) {
 	fail := func(err error) (bool, error) {
 		return false, fmt.Errorf("note the opening of gateway %s: %w", gateway, err)
 	}
@@ -386,8 +386,11 @@ func (s *Store) Opened(ctx context.Context, gateway string, epoch touchline.Epoc
 	}
 	err = s.change(ctx, func(tx *sql.Tx) error {
 		now := time.Now().UnixNano()
-		var id int64
-		if err := tx.QueryRow(`UPDATE gateway SET opening = ? WHERE name = ? RETURNING id`, epoch[:], gateway).Scan(&id); err != nil {
+		id, err := fenced(tx, gateway, session)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(`UPDATE gateway SET opening = ? WHERE id = ?`, epoch[:], id); err != nil {
 			return err
 		}
 		result, err := tx.Exec(`INSERT INTO opening (gateway, epoch, seen) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`, id, epoch[:], now)

@@ -17,7 +17,7 @@ import (
 // the old one stays until no query of this process reads an older version.
 // Three rows are written for each: 100,000 blocks, a day of ten small ones a
 // second, are a transaction of a few seconds.
-func (s *Store) Clock(ctx context.Context, gateway string, clock touchline.Clock) (err error) {
+func (s *Store) Clock(ctx context.Context, gateway string, session uint64, clock touchline.Clock) (err error) {
 	fail := func(err error) error {
 		return fmt.Errorf("record clock of gateway %s, boot %s: %w", gateway, clock.Boot, err)
 	}
@@ -29,10 +29,8 @@ func (s *Store) Clock(ctx context.Context, gateway string, clock touchline.Clock
 		return fail(err)
 	}
 	defer rollback(tx, &err)
-	var id int64
-	if err := tx.QueryRow(`SELECT id FROM gateway WHERE name = ?`, gateway).Scan(&id); errors.Is(err, sql.ErrNoRows) {
-		return fail(errNotRegistered)
-	} else if err != nil {
+	id, err := fenced(tx, gateway, session)
+	if err != nil {
 		return fail(err)
 	}
 	b, err := bootOf(tx, id, clock.Boot)

@@ -56,32 +56,6 @@ func (s *Store) GatewayByToken(ctx context.Context, sha256 [32]byte) (string, er
 	return id, nil
 }
 
-// NewSession implements cloud.Registry. The number is durable when it
-// returns, so that no crash can make two sessions have the same.
-func (s *Store) NewSession(ctx context.Context, gateway string) (store string, session uint64, err error) {
-	fail := func(err error) (string, uint64, error) {
-		return "", 0, fmt.Errorf("new session of gateway %s: %w", gateway, err)
-	}
-	// A transaction of its own, since a commit that fails on the way out of
-	// a single RETURNING statement is easily missed.
-	tx, err := s.beginWrite(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	defer rollback(tx, &err)
-	var number int64
-	row := tx.QueryRow(`UPDATE gateway SET session = session + 1, last_seen = ? WHERE name = ? RETURNING session`, time.Now().UnixNano(), gateway)
-	if err := row.Scan(&number); errors.Is(err, sql.ErrNoRows) {
-		return fail(errNotRegistered)
-	} else if err != nil {
-		return fail(err)
-	}
-	if err := tx.Commit(); err != nil {
-		return fail(err)
-	}
-	return s.id, uint64(number), nil
-}
-
 // Gateways implements cloud.Archive.
 func (s *Store) Gateways(ctx context.Context) (gateways []cloud.Gateway, err error) {
 	rows, err := s.read.QueryContext(ctx, `
@@ -171,7 +145,7 @@ func storedOf(ctx context.Context, tx *sql.Tx, gateway string, epoch touchline.E
 
 // Lost implements cloud.Recorder. A repeat is the same id of the same epoch:
 // ids begin anew where a gateway's buffer file was replaced, epochs don't.
-func (s *Store) Lost(ctx context.Context, gateway string, lost wire.Lost) (err error) {
+func (s *Store) Lost(ctx context.Context, gateway string, session uint64, lost wire.Lost) (err error) {
 	fail := func(err error) error { return fmt.Errorf("record loss %d of gateway %s: %w", lost.ID, gateway, err) }
 	if lost.ID > touchline.MaxSeq {
 		return fail(fmt.Errorf("the id is above %d", uint64(touchline.MaxSeq)))
@@ -181,10 +155,8 @@ func (s *Store) Lost(ctx context.Context, gateway string, lost wire.Lost) (err e
 		return fail(err)
 	}
 	defer rollback(tx, &err)
-	var id int64
-	if err := tx.QueryRow(`SELECT id FROM gateway WHERE name = ?`, gateway).Scan(&id); errors.Is(err, sql.ErrNoRows) {
-		return fail(errNotRegistered)
-	} else if err != nil {
+	id, err := fenced(tx, gateway, session)
+	if err != nil {
 		return fail(err)
 	}
 	result, err := tx.Exec(`

@@ -115,7 +115,7 @@ func (l *ledger) batch(t *testing.T, s *Store, random *rand.Rand, epochs *[2]tou
 			if random.IntN(2) == 0 {
 				lost := wire.Lost{ID: 1 + random.Uint64N(1<<50), Epoch: epochs[g], Cause: "max_bytes",
 					Ranges: touchline.Ranges{{First: next[g], Last: next[g] + skipped - 1}}, MinTime: 1, MaxTime: 2}
-				if err := s.Lost(t.Context(), l.gateways[g], lost); err != nil {
+				if err := s.Lost(t.Context(), l.gateways[g], 0, lost); err != nil {
 					t.Fatal(err)
 				}
 				l.losses = append(l.losses, toldLoss{l.gateways[g], lost, l.fact()})
