@@ -66,6 +66,7 @@ type BalancerConfig struct {
 	DrainDelay  config.Duration `toml:"drain_delay"`
 	Drain       config.Duration `toml:"drain"`
 	MaxAge      config.Duration `toml:"max_age"`
+	ShedAbove   int             `toml:"shed_above"`
 }
 
 // LiveConfig is the table [live].
@@ -209,6 +210,9 @@ func (c *Config) Check(report func(key, problem string)) {
 	if c.Balancer.MaxAge != 0 {
 		bounds("balancer.max_age", int64(c.Balancer.MaxAge), int64(time.Minute), int64(maxMaxAge), duration)
 	}
+	if c.Balancer.ShedAbove != 0 {
+		bounds("balancer.shed_above", int64(c.Balancer.ShedAbove), minShedAbove, maxShedAbove, number)
+	}
 	if c.Balancer.AgentListen != "" {
 		if _, err := touchline.Loopback(c.Balancer.AgentListen); err != nil {
 			report("balancer.agent_listen", err.Error())
@@ -295,6 +299,7 @@ func (c *Config) Options() Options {
 		DrainDelay:       time.Duration(c.Balancer.DrainDelay),
 		Drain:            time.Duration(c.Balancer.Drain),
 		MaxAge:           time.Duration(c.Balancer.MaxAge),
+		ShedAbove:        c.Balancer.ShedAbove,
 		MaxViewers:       c.Live.Viewers,
 		ViewerSeries:     c.Live.Series,
 		LiveLookback:     time.Duration(c.Live.Lookback),

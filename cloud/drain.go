@@ -43,7 +43,7 @@ func (s *Server) drain(broken <-chan struct{}) {
 		}
 		due := int(float64(len(sessions)) * min(1, float64(time.Since(began))/float64(s.opts.Drain)))
 		for ; sent < due; sent++ {
-			sessions[sent].sendAway("drain")
+			sessions[sent].sendAway(causeDrain)
 		}
 	}
 	timer := time.NewTimer(s.ingest.timing.leave)
@@ -85,7 +85,26 @@ func (s *Server) sayGoodbye() {
 // sendAway asks the gateway to come back at once, when all that it sent is
 // stored: behind a load balancer that leads to another node. It may be called by
 // any goroutine.
-func (s *session) sendAway(reason string) { s.out.setGoaway(wire.Goaway{Reason: reason}) }
+func (s *session) sendAway(cause cause) {
+	s.in.stats.sentAway[cause].Add(1)
+	reason := "rebalance"
+	if cause == causeDrain {
+		reason = "drain"
+	}
+	s.out.setGoaway(wire.Goaway{Reason: reason})
+}
+
+// A cause is why a gateway is sent to another node.
+type cause int
+
+const (
+	causeDrain     cause = iota // this node stops
+	causeAge                    // its session is older than MaxAge
+	causeImbalance              // this node has more than its share
+	causes
+)
+
+func (c cause) String() string { return [causes]string{"drain", "age", "imbalance"}[c] }
 
 // expiry returns when a session that began then is old: MaxAge give or take a
 // tenth, so that gateways that came together don't leave together.
@@ -106,6 +125,6 @@ func (s *session) age(now time.Time) {
 			goaway: &wire.Goaway{Reason: "rebalance"}})
 	default:
 		s.expired, s.expires = true, now.Add(s.in.timing.leave)
-		s.sendAway("rebalance")
+		s.sendAway(causeAge)
 	}
 }

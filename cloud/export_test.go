@@ -58,3 +58,9 @@ func (s *Server) LiveHeld() (series, rows, weight int) {
 
 // SetOwner changes how often a node looks whose gateways are at another one.
 func (s *Server) SetOwner(d time.Duration) { s.ingest.timing.owner = d }
+
+// SetAnnounce changes how often a node says how it is.
+func (s *Server) SetAnnounce(d time.Duration) { s.ingest.timing.announce = d }
+
+// Shed takes a step of balance as if it was that late.
+func (s *Server) Shed(now time.Time) { s.shedder.look(now, s.nodes.peers(time.Now())) }

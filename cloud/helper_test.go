@@ -212,6 +212,12 @@ func (m *memory) APIKey(context.Context, string) (cloud.APIKey, error) {
 }
 func (m *memory) APIKeyUsed(context.Context, string, time.Time) error { return errNotHere }
 
+func (m *memory) Announce(_ context.Context, n cloud.Node) ([]cloud.Sighting, error) {
+	return []cloud.Sighting{{Node: n}}, nil
+}
+func (m *memory) Nodes(context.Context) ([]cloud.Sighting, error) { return nil, nil }
+func (m *memory) Withdraw(context.Context, string) error          { return nil }
+
 func (m *memory) AddGatewayKey(_ context.Context, gateway string, key identity.PublicKey) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

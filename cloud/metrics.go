@@ -57,6 +57,7 @@ var simples = []simple{
 	counter("sessions_overtaken_total", "Sessions that ended since their gateways were at another node.", func(s *Stats) uint64 { return s.Overtaken }),
 	counter("address_refused_total", "Connections refused since their address had too many.", func(s *Stats) uint64 { return s.AddressRefused }),
 	counter("client_cert_headers_dropped_total", "Requests with tls.client_cert_header that came from no trusted proxy.", func(s *Stats) uint64 { return s.ForeignHeaders }),
+	gauge("nodes", "Nodes of this store that take gateways, as this one sees it; itself included.", func(s *Stats) int { return s.Nodes }),
 	gauge("connections_max", "Uplinks that may be open (max_gateways).", func(s *Stats) int { return s.MaxConnections }),
 	gauge("queue_max_bytes", "Memory that the blocks that wait may have (queue.bytes).", func(s *Stats) int { return s.MaxQueueBytes }),
 	{desc("record_lag_seconds", "How long the oldest block that is not recorded has waited; 0 where none waits."), prometheus.GaugeValue,
@@ -85,6 +86,7 @@ var simples = []simple{
 
 var (
 	handshakesDesc = desc("handshakes_total", "Uplink handshakes by result.", "result")
+	sentAwayDesc   = desc("sessions_sent_away_total", "Gateways asked to go to another node: drain, age, or imbalance.", "cause")
 	closedDesc     = desc("sessions_closed_total", "Uplinks that ended, by WebSocket close code; 0 is a connection that broke.", "code")
 	queriesDesc    = desc("queries_total", "Reads of samples by result.", "result")
 	omittedDesc    = desc("live_samples_left_out_total", "Samples that a viewer was not sent: slow viewer, late sample, too many series, or a value above 1 KiB.", "reason")
@@ -99,7 +101,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range simples {
 		ch <- m.desc
 	}
-	for _, d := range []*prometheus.Desc{handshakesDesc, closedDesc, queriesDesc, omittedDesc, batchDesc, recordDesc, publishDesc, ageDesc} {
+	for _, d := range []*prometheus.Desc{handshakesDesc, sentAwayDesc, closedDesc, queriesDesc, omittedDesc, batchDesc, recordDesc, publishDesc, ageDesc} {
 		ch <- d
 	}
 }
@@ -115,6 +117,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for result, n := range s.Handshakes {
 		labelled(handshakesDesc, result, n)
+	}
+	for cause, n := range s.SentAway {
+		labelled(sentAwayDesc, cause, n)
 	}
 	for code, n := range s.Closed {
 		labelled(closedDesc, strconv.Itoa(code), n)

@@ -88,6 +88,11 @@ type Options struct {
 	// anew, so that nodes that were added get their share; 0 is never.
 	MaxAge time.Duration
 
+	// ShedAbove is by how many percent a node may have more sessions than the mean
+	// of all nodes of its store; above it, it sends gateways to the others, until it
+	// has the mean. 0 is never. Less than 5 would follow what comes and goes.
+	ShedAbove int
+
 	// MaxQueries is how many reads of samples may run at a time; each holds
 	// about 100 KB and a reader of the record store.
 	MaxQueries int
@@ -137,6 +142,8 @@ const (
 	maxDrain        = 24 * time.Hour
 	maxMaxAge       = 365 * 24 * time.Hour
 	maxLookback     = time.Hour
+	minShedAbove    = 5
+	maxShedAbove    = 1000
 )
 
 func (o *Options) validate() error {
@@ -171,6 +178,7 @@ func (o *Options) validate() error {
 	need(o.DrainDelay >= 0 && o.DrainDelay <= maxDrainDelay, "DrainDelay is %s: want 0s to %s", o.DrainDelay, maxDrainDelay)
 	need(o.Drain >= 0 && o.Drain <= maxDrain, "Drain is %s: want 0s to %s", o.Drain, maxDrain)
 	need(o.MaxAge >= 0 && o.MaxAge <= maxMaxAge, "MaxAge is %s: want 0s to %s", o.MaxAge, maxMaxAge)
+	need(o.ShedAbove == 0 || o.ShedAbove >= minShedAbove && o.ShedAbove <= maxShedAbove, "ShedAbove is %d: want 0, or %d to %d", o.ShedAbove, minShedAbove, maxShedAbove)
 	need(o.MaxQueries >= 1 && o.MaxQueries <= 1024, "MaxQueries is %d: want 1 to 1024", o.MaxQueries)
 	need(o.SpareConnections >= 1 && o.SpareConnections <= 100_000, "SpareConnections is %d: want 1 to 100000", o.SpareConnections)
 	need(o.MaxHeaderBytes >= minHeaderBytes && o.MaxHeaderBytes <= 1<<20, "MaxHeaderBytes is %d: want %d to %d", o.MaxHeaderBytes, minHeaderBytes, 1<<20)
@@ -194,6 +202,7 @@ type timing struct {
 	retryMax time.Duration
 	poll     time.Duration // how much longer than a WebSocket a link over HTTP may be silent
 	access   time.Duration // between looks at who may still speak
+	announce time.Duration // between two times that this node says how it is
 	owner    time.Duration // between looks at whose gateways are at another node
 	look     time.Duration // between looks at how long blocks wait to be stored
 	lags     time.Duration // that the oldest of them waits while the store lags behind
@@ -209,8 +218,9 @@ var defaultTiming = timing{
 	shutdown: 5 * time.Second,
 	retryMin: 50 * time.Millisecond,
 	retryMax: 5 * time.Second,
-	poll:     25 * time.Second,       // its gateway may be between a poll that got lost and the next one
-	access:   time.Second,            // a revoked gateway is gone after two, with its close frame after four
+	poll:     25 * time.Second, // its gateway may be between a poll that got lost and the next one
+	access:   time.Second,      // a revoked gateway is gone after two, with its close frame after four
+	announce: NodeInterval,
 	owner:    500 * time.Millisecond, // so that a session learns within a second that its gateway moved
 	look:     time.Second,
 	lags:     2 * time.Second,  // a transaction takes some 10 ms

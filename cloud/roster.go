@@ -79,7 +79,7 @@ func (r *roster) enter(s *session) {
 	case r.draining != nil:
 		s.out.end(r.draining())
 	case r.empty != nil: // it was let in before
-		s.sendAway("drain")
+		s.sendAway(causeDrain)
 	}
 	r.reoffer()
 }

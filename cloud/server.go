@@ -29,6 +29,7 @@ type Store interface {
 	Archive
 	Registry
 	Access
+	Directory
 }
 
 // A Server is one node of the cloud.
@@ -44,6 +45,8 @@ type Server struct {
 	archives *archives
 	enroller *enroller
 	pipes    *pipes
+	shedder  *shedder
+	nodes    *announcer
 	registry *prometheus.Registry
 
 	mu       sync.Mutex // covers what follows
@@ -90,6 +93,8 @@ func NewQueued(opts Options, store Store, queue Queue, logger *slog.Logger) (*Se
 	s.archives = newArchives(s.ingest)
 	s.enroller = newEnroller(s.ingest)
 	s.pipes = newPipes(s.ingest)
+	s.shedder = newShedder(s.ingest)
+	s.nodes = newAnnouncer(s)
 	s.registry = newRegistry(s.Stats)
 	return s, nil
 }
@@ -230,6 +235,16 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(owned)
 		s.ingest.watchOwners(stop)
 	}()
+	announced := make(chan struct{})
+	go func() {
+		defer close(announced)
+		s.nodes.run(stop)
+	}()
+	balanced := make(chan struct{})
+	go func() {
+		defer close(balanced)
+		s.shedder.run(stop, s.nodes.peers)
+	}()
 	weighed := make(chan struct{})
 	go func() {
 		defer close(weighed)
@@ -280,6 +295,8 @@ func (s *Server) Run(ctx context.Context) error {
 	<-shown
 	<-watched
 	<-owned
+	<-announced
+	<-balanced
 	<-weighed
 	if agent != nil {
 		agent.Close()
@@ -290,6 +307,7 @@ func (s *Server) Run(ctx context.Context) error {
 	timer := time.AfterFunc(s.ingest.timing.shutdown, cancelWork)
 	defer timer.Stop()
 	<-recorded
+	s.nodes.withdraw()
 	return failure
 }
 
@@ -350,5 +368,6 @@ func (s *Server) Stats() Stats {
 	st.Lag = s.batcher.lag()
 	st.Draining = s.ingest.roster.stopping()
 	st.Viewers = s.live.count()
+	st.Nodes = 1 + len(s.nodes.peers(time.Now()))
 	return st
 }

@@ -18,20 +18,21 @@ type Stats struct {
 	Handshakes  map[string]uint64
 	Closed      map[int]uint64 // sessions that ended, by WebSocket close code; 0 is a connection that broke
 
-	Frames, FrameBytes uint64 // of blocks, as they arrived
-	Blocks             uint64 // that arrived, repeats and damaged ones included
-	BlocksAccepted     uint64 // held by the queue, where there is one
-	BlocksStored       uint64 // recorded among the samples
-	SamplesStored      uint64 // in BlocksStored
-	Repeats            uint64 // blocks that were stored already
-	KeptAside          uint64 // blocks stored, but not among the samples
-	Resends            uint64 // blocks that arrived damaged and were asked for again
-	Cloned             uint64 // hellos that showed that two boxes have one identity
-	AddressRefused     uint64 // connections of an address that had too many
-	ForeignHeaders     uint64 // requests with tls.client_cert_header that no trusted proxy sent
-	Overtaken          uint64 // sessions ended since their gateways were at another node
-	LostSamples        uint64 // that gateways announced as lost; a repeated announcement counts again
-	RecordErrors       uint64 // batches that the record store did not take at once
+	Frames, FrameBytes uint64            // of blocks, as they arrived
+	Blocks             uint64            // that arrived, repeats and damaged ones included
+	BlocksAccepted     uint64            // held by the queue, where there is one
+	BlocksStored       uint64            // recorded among the samples
+	SamplesStored      uint64            // in BlocksStored
+	Repeats            uint64            // blocks that were stored already
+	KeptAside          uint64            // blocks stored, but not among the samples
+	Resends            uint64            // blocks that arrived damaged and were asked for again
+	Cloned             uint64            // hellos that showed that two boxes have one identity
+	AddressRefused     uint64            // connections of an address that had too many
+	ForeignHeaders     uint64            // requests with tls.client_cert_header that no trusted proxy sent
+	Overtaken          uint64            // sessions ended since their gateways were at another node
+	SentAway           map[string]uint64 // gateways asked to go to another node, by cause: drain, age, imbalance
+	LostSamples        uint64            // that gateways announced as lost; a repeated announcement counts again
+	RecordErrors       uint64            // batches that the record store did not take at once
 
 	QueueBytes, QueueBlocks int // waiting for the record store, or being recorded
 	Window                  int // bytes offered to each gateway now
@@ -40,6 +41,7 @@ type Stats struct {
 	MaxConnections, MaxQueueBytes int
 	Lag                           time.Duration // how long the oldest block in the queue has waited
 	Draining                      bool          // it is to stop, and sends its gateways away
+	Nodes                         int           // that take gateways, this one included, as the store has it
 
 	QueriesRunning             int
 	Queries, QueriesRefused    uint64 // answered in full; refused because too many ran
@@ -82,6 +84,7 @@ type counters struct {
 	foreignHeaders, overtaken             atomic.Uint64
 	blocksAccepted, noticesLost           atomic.Uint64
 	queueRefused                          atomic.Uint64
+	sentAway                              [causes]atomic.Uint64
 	queriesRunning                        atomic.Int64
 	queries, queriesRefused               atomic.Uint64
 	queriesBroken, rowsQueried            atomic.Uint64
@@ -139,6 +142,10 @@ func (c *counters) fill(s *Stats) {
 	s.LostSamples, s.RecordErrors = c.lostSamples.Load(), c.recordErrors.Load()
 	s.Cloned, s.AddressRefused = c.cloned.Load(), c.addressRefused.Load()
 	s.ForeignHeaders, s.Overtaken = c.foreignHeaders.Load(), c.overtaken.Load()
+	s.SentAway = make(map[string]uint64, causes)
+	for why := range causes {
+		s.SentAway[why.String()] = c.sentAway[why].Load()
+	}
 	s.QueriesRunning = int(c.queriesRunning.Load())
 	s.Queries, s.QueriesRefused = c.queries.Load(), c.queriesRefused.Load()
 	s.QueriesBroken, s.RowsQueried = c.queriesBroken.Load(), c.rowsQueried.Load()

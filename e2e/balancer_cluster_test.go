@@ -61,11 +61,15 @@ type clusterNode struct {
 }
 
 // newCluster prepares nodes on a store, and the certificate; nothing runs. tune
-// is laid into the nodes' [balancer].
+// is laid into the nodes' [balancer]. Unless it says so, no node sends gateways to
+// others for balance: these tests say who stays.
 func newCluster(t *testing.T, store clusterStore, nodes int, tune string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, store: store, conf: t.TempDir(), port: freePort(t), stats: freePort(t)}
 	c.socket = filepath.Join(c.conf, "haproxy.sock")
+	if !strings.Contains(tune, "shed_above") {
+		tune += "\nshed_above = 0"
+	}
 	c.makeCertificate()
 	for i := range nodes {
 		n := &clusterNode{port: freePort(t), agent: freePort(t), config: filepath.Join(c.conf, fmt.Sprintf("node%d.toml", i+1))}

@@ -62,7 +62,7 @@ func (o *Options) validate() error {
 }
 
 // A Store is the record store. It implements cloud.Recorder, cloud.Archive,
-// cloud.Registry and cloud.Access. All methods are safe for concurrent use, in
+// cloud.Registry, cloud.Access and cloud.Directory. All methods are safe for concurrent use, in
 // any number of processes: each sees what the others committed before its
 // call.
 type Store struct {
@@ -87,6 +87,8 @@ var (
 	_ cloud.Archive  = (*Store)(nil)
 	_ cloud.Registry = (*Store)(nil)
 	_ cloud.Access   = (*Store)(nil)
+
+	_ cloud.Directory = (*Store)(nil)
 )
 
 // Open connects to the store, and makes its schema where it is missing. It

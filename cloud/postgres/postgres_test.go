@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -131,6 +132,13 @@ type suiteStore struct {
 }
 
 func (s suiteStore) FailNextCommit(*testing.T) { s.cutter.before.Store(true) }
+
+func (s suiteStore) AgeNodes(t *testing.T, id string, by time.Duration) {
+	t.Helper()
+	if _, err := s.pool.Exec(t.Context(), `UPDATE node SET seen = seen - $2::interval WHERE id = $1`, id, by); err != nil {
+		t.Fatal(err)
+	}
+}
 
 func (s suiteStore) Close() error {
 	s.closed.Do(func() { audit(s.t, s.Store) })

@@ -1,5 +1,5 @@
 // Package recordertest holds every record store to what cloud.Recorder,
-// cloud.Archive, cloud.Registry and cloud.Access promise. A store's own tests call Run; a
+// cloud.Archive, cloud.Registry, cloud.Access and cloud.Directory promise. A store's own tests call Run; a
 // store that passes may stand behind ingest.
 package recordertest
 
@@ -19,13 +19,14 @@ import (
 	"touchline/wire"
 )
 
-// A Store is a record store with what its tests need beside the four
+// A Store is a record store with what its tests need beside the five
 // interfaces.
 type Store interface {
 	cloud.Recorder
 	cloud.Archive
 	cloud.Registry
 	cloud.Access
+	cloud.Directory
 	// AddGateway registers a gateway; an id or token that is there is an
 	// error.
 	AddGateway(ctx context.Context, id string, tokenHash [32]byte) error
@@ -63,7 +64,7 @@ type Faulty interface {
 func Run(t *testing.T, open func(t *testing.T) Store) {
 	for _, group := range []map[string]func(*fixture){
 		recordTests, storedTests, lostTests, clockTests, queryTests, registryTests, keyTests, crowdTests,
-		enrolTests, rollTests, accessTests, ownerTests,
+		enrolTests, rollTests, accessTests, ownerTests, nodeTests,
 	} {
 		names := make([]string, 0, len(group))
 		for name := range group {

@@ -40,7 +40,7 @@ const (
 )
 
 // A Store is the record store. It implements cloud.Recorder, cloud.Archive,
-// cloud.Registry and cloud.Access. All methods are safe for concurrent use. Several
+// cloud.Registry, cloud.Access and cloud.Directory. All methods are safe for concurrent use. Several
 // processes may have the same file open at once (touchline-cloud gateway add
 // beside a running cloud): each sees what the others committed at its next
 // call.
@@ -75,6 +75,8 @@ var (
 	_ cloud.Archive  = (*Store)(nil)
 	_ cloud.Registry = (*Store)(nil)
 	_ cloud.Access   = (*Store)(nil)
+
+	_ cloud.Directory = (*Store)(nil)
 )
 
 // Open opens the store in the folder dir and makes both where they are

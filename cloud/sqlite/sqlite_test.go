@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mattn/go-sqlite3"
 	"go.uber.org/goleak"
@@ -84,6 +85,13 @@ type auditedStore struct {
 	testStore
 	t      *testing.T
 	closed *sync.Once
+}
+
+func (s auditedStore) AgeNodes(t *testing.T, id string, by time.Duration) {
+	t.Helper()
+	if _, err := s.write.Exec(`UPDATE node SET seen = seen - ? WHERE id = ?`, by.Nanoseconds(), id); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (s auditedStore) Close() error {
