@@ -104,6 +104,7 @@ type Record struct {
 	touchline.Sample // its time corrected
 	Clock            Note
 	Gateway          string
+	Received         int64 // ns since the Unix epoch: when the cloud had its block first
 	Epoch            touchline.Epoch
 	Seq              uint64
 }

@@ -70,6 +70,7 @@ type Block struct {
 	ID         int64
 	Part       int64 // the Stream's
 	Gateway    string
+	Received   int64            // ns since the Unix epoch
 	Span       Span             // of its samples, corrected
 	By         cloud.Correction // that is in force
 	Filter     NameFilter
@@ -79,8 +80,9 @@ type Block struct {
 // A source is where samples come from. It is shared by what comes from there,
 // and apart from the block so that a held sample does not hold its block.
 type source struct {
-	gateway string
-	epoch   touchline.Epoch
+	gateway  string
+	epoch    touchline.Epoch
+	received int64
 }
 
 // Counters count over all queries of a store.

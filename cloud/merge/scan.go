@@ -103,8 +103,8 @@ func (s *blockScan) readPage(ctx context.Context, c *streamScan) error {
 		if !s.reading.mayMatch(b.Filter) {
 			continue
 		}
-		if s.last == nil || s.last.gateway != b.Gateway || s.last.epoch != b.Epoch {
-			s.last = &source{gateway: b.Gateway, epoch: b.Epoch}
+		if s.last == nil || s.last.gateway != b.Gateway || s.last.epoch != b.Epoch || s.last.received != b.Received {
+			s.last = &source{gateway: b.Gateway, epoch: b.Epoch, received: b.Received}
 		}
 		b.source, b.Part = s.last, c.Part
 		c.page = append(c.page, *b)

@@ -126,7 +126,7 @@ func (s *selection) yieldAll(yield func(cloud.Record) error) error {
 func (s *selection) yield(order []place, yield func(cloud.Record) error) error {
 	for _, p := range order {
 		h := &s.held[p.index]
-		record := cloud.Record{Sample: h.sample, Clock: h.note, Gateway: h.source.gateway, Epoch: h.source.epoch, Seq: h.seq}
+		record := cloud.Record{Sample: h.sample, Clock: h.note, Gateway: h.source.gateway, Received: h.source.received, Epoch: h.source.epoch, Seq: h.seq}
 		if err := yield(record); err != nil {
 			return err
 		}

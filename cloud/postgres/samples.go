@@ -109,7 +109,7 @@ func startOf(hour, class int) int64 {
 func pageQuery(d day) string {
 	return `
 	SELECT t.block, t.min_time, t.max_time, t.shift, t.vouched,
-		coalesce(b.first, 0), coalesce(b.count, 0), coalesce(b.crc, 0), coalesce(b.filter, ''),
+		coalesce(b.first, 0), coalesce(b.count, 0), coalesce(b.crc, 0), coalesce(b.received, 0), coalesce(b.filter, ''),
 		coalesce(g.name, ''), coalesce(c.epoch, ''), CASE WHEN octet_length(b.data) <= $1 THEN b.data END
 	FROM ` + d.table("place") + ` t
 		LEFT JOIN ` + d.table("block") + ` b ON b.id = t.block
@@ -139,7 +139,7 @@ func (r *reading) Page(ctx context.Context, s merge.Stream, want merge.Want) ([]
 	for rows.Next() {
 		var b merge.Block
 		var epoch, filter []byte
-		if err := rows.Scan(&b.ID, &b.Span.From, &b.Span.To, &b.By.Shift, &b.By.Vouched, &b.First, &b.Count, &b.CRC, &filter,
+		if err := rows.Scan(&b.ID, &b.Span.From, &b.Span.To, &b.By.Shift, &b.By.Vouched, &b.First, &b.Count, &b.CRC, &b.Received, &filter,
 			&b.Gateway, &epoch, &b.Data); err != nil {
 			return nil, err
 		}

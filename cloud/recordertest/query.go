@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"time"
 
 	"touchline"
 	"touchline/cloud"
@@ -35,6 +36,24 @@ var queryTests = map[string]func(*fixture){
 			}
 		}
 		f.record(all)
+		f.has(all...)
+	},
+
+	"Samples_SayWhenTheyWereReceivedFirst": func(f *fixture) {
+		f.addGateways("north")
+		epoch := touchline.NewEpoch()
+		var all batch
+		for i := range 5 { // all at the same times, so that they come mixed
+			d := NewDelivery(f, "north", epoch, uint64(1+10*i), Series("belt", 1000, 10, 10))
+			d.Received = Received.Add(time.Duration(i) * time.Millisecond)
+			all = append(all, d)
+		}
+		f.record(all)
+		repeat := all[2]
+		repeat.Received = Received.Add(time.Hour)
+		if _, err := f.store.Record(f.Context(), batch{repeat}); err != nil {
+			f.Fatal(err)
+		}
 		f.has(all...)
 	},
 

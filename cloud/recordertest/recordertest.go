@@ -299,7 +299,7 @@ func Records(deliveries ...cloud.Delivery) []cloud.Record {
 	var records []cloud.Record
 	for _, d := range deliveries {
 		for i, s := range d.Samples {
-			records = append(records, cloud.Record{Sample: s, Gateway: d.Gateway, Epoch: d.Block.Epoch, Seq: d.Block.First + uint64(i)})
+			records = append(records, cloud.Record{Sample: s, Gateway: d.Gateway, Received: d.Received.UnixNano(), Epoch: d.Block.Epoch, Seq: d.Block.First + uint64(i)})
 		}
 	}
 	slices.SortFunc(records, Compare)

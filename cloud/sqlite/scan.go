@@ -14,7 +14,7 @@ import (
 // silently left out.
 const pageQuery = `
 	SELECT t.block, t.min_time, t.max_time, t.shift, t.vouched,
-		coalesce(b.first, 0), coalesce(b.count, 0), coalesce(b.crc, 0), coalesce(b.filter, x''),
+		coalesce(b.first, 0), coalesce(b.count, 0), coalesce(b.crc, 0), coalesce(b.received, 0), coalesce(b.filter, x''),
 		coalesce(g.name, ''), coalesce(c.epoch, x''), CASE WHEN length(b.data) <= ?1 THEN b.data END
 	FROM block_time t
 		LEFT JOIN block b ON b.id = t.block
@@ -42,7 +42,7 @@ func (r *reading) Page(ctx context.Context, s merge.Stream, want merge.Want) (pa
 	for rows.Next() {
 		var b merge.Block
 		var epoch []byte
-		if err := rows.Scan(&b.ID, &b.Span.From, &b.Span.To, &b.By.Shift, &b.By.Vouched, &b.First, &b.Count, &b.CRC, &b.Filter,
+		if err := rows.Scan(&b.ID, &b.Span.From, &b.Span.To, &b.By.Shift, &b.By.Vouched, &b.First, &b.Count, &b.CRC, &b.Received, &b.Filter,
 			&b.Gateway, &epoch, &b.Data); err != nil {
 			return nil, err
 		}
