@@ -60,7 +60,7 @@ var formats = map[string]*format{
 func appendCSV(dst []byte, r *Record) ([]byte, error) {
 	dst = strconv.AppendInt(dst, r.Time, 10)
 	for _, field := range [...]string{r.Gateway, r.Sensor, r.Metric, r.Unit} {
-		dst = appendField(append(dst, ','), field)
+		dst = AppendCSVField(append(dst, ','), field)
 	}
 	dst = append(dst, ',')
 	switch v := r.Value; v.Kind() {
@@ -69,7 +69,7 @@ func appendCSV(dst []byte, r *Record) ([]byte, error) {
 	case touchline.Bool:
 		dst = strconv.AppendBool(dst, v.Bool())
 	case touchline.Text:
-		dst = appendField(dst, v.Text())
+		dst = AppendCSVField(dst, v.Text())
 	case touchline.Bytes:
 		dst = base64.StdEncoding.AppendEncode(dst, []byte(v.Text()))
 	}
@@ -78,9 +78,9 @@ func appendCSV(dst []byte, r *Record) ([]byte, error) {
 	return append(dst, '\n'), nil
 }
 
-// appendField quotes what RFC 4180 wants quoted, and spaces at the ends,
-// which some readers trim.
-func appendField(dst []byte, s string) []byte {
+// AppendCSVField appends a field of CSV: it quotes what RFC 4180 wants quoted,
+// and spaces at the ends, which some readers trim.
+func AppendCSVField(dst []byte, s string) []byte {
 	if !strings.ContainsAny(s, "\",\r\n") && !strings.HasPrefix(s, " ") && !strings.HasSuffix(s, " ") {
 		return append(dst, s...)
 	}

@@ -87,11 +87,16 @@ type Archive interface {
 	// ties by gateway, epoch and seq. It reads what was stored when it was
 	// called, holds no transaction while yield runs for long, and needs
 	// memory that does not grow with the result. It ends with yield's
-	// error, if any.
+	// error, if any; with one that wraps ErrIncomplete it has yielded all
+	// that can be read. yield may keep the record.
 	Samples(ctx context.Context, q Query, yield func(Record) error) error
 	// Gateways lists the registered gateways by id.
 	Gateways(ctx context.Context) ([]Gateway, error)
 }
+
+// ErrIncomplete is wrapped by the error of Samples that stands for stored
+// blocks which can't be read any more.
+var ErrIncomplete = errors.New("samples are incomplete")
 
 // A Query selects samples. Empty strings and nil times select all.
 type Query struct {

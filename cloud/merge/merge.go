@@ -285,5 +285,5 @@ func (d *damage) err() error {
 	if len(d.seen) == 0 {
 		return nil
 	}
-	return fmt.Errorf("samples are incomplete: %d stored blocks can't be read: %s", len(d.seen), strings.Join(d.names, "; "))
+	return fmt.Errorf("%w: %d stored blocks can't be read: %s", cloud.ErrIncomplete, len(d.seen), strings.Join(d.names, "; "))
 }
