@@ -38,7 +38,7 @@ const (
 	// until it is written: 10 MB of recordings, 40 MB of noise.
 	groupRows = 1 << 20
 	// groupTextBytes of texts and bytes end a row group before that.
-	groupTextBytes = 32 << 20
+	groupTextBytes = 16 << 20
 	// dictionaryBytes is where a column goes on without a dictionary, until the
 	// row group ends: 131,072 different numbers.
 	dictionaryBytes = 1 << 20

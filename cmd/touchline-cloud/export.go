@@ -141,6 +141,9 @@ func (s *settings) export(cmd *cobra.Command, f *exportFlags) error {
 	if err = f.explain(cmd.Context(), err); err == nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", where, describe(summary))
 	}
+	if cmd.Context().Err() != nil && c.Store != "" {
+		return err // the process ends, and to end a connection on which nothing comes takes a quarter of a minute
+	}
 	return errors.Join(err, store.Close())
 }
 
