@@ -83,8 +83,8 @@ type Outcome struct {
 
 // Archive is the record store as readers see it.
 type Archive interface {
-	// Samples calls yield for each sample that q selects, in order of time,
-	// ties by gateway, epoch and seq. It reads what was stored when it was
+	// Samples calls yield for each sample that q selects and no mask hides (see
+	// Mask), in order of time, ties by gateway, epoch and seq. It reads what was stored when it was
 	// called, holds no transaction while yield runs for long, and needs
 	// memory that does not grow with the result. It ends with yield's
 	// error, if any; with one that wraps ErrIncomplete it has yielded all
@@ -102,6 +102,7 @@ var ErrIncomplete = errors.New("samples are incomplete")
 type Query struct {
 	Gateway, Sensor, Metric string
 	From, To                *int64 // ns since the Unix epoch; From inclusive, To exclusive
+	Replaced                bool   // what masks hide is selected too, and Record.ReplacedBy says so
 }
 
 // A Record is a sample as the store has it.
@@ -112,6 +113,7 @@ type Record struct {
 	Received         int64 // ns since the Unix epoch: when the cloud had its block first
 	Epoch            touchline.Epoch
 	Seq              uint64
+	ReplacedBy       uint64 // the mask that hides it; 0: none
 }
 
 // Registry is the record store as the gate keeper sees it.

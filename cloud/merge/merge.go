@@ -94,6 +94,8 @@ type Counters struct {
 // Options are the parts of one query.
 type Options struct {
 	Query    cloud.Query
+	Only     map[string]struct{} // gateways; nil: all
+	Masks    []cloud.Mask        // that were in force when the query began, at least those that concern it
 	Limits   Limits
 	Streams  []Stream
 	Shelf    Shelf
@@ -131,6 +133,7 @@ type reading struct {
 	empty  bool  // nothing can match
 
 	names     []uint64 // hashes that a block's filter must have
+	masks     masks
 	selection selection
 	decoder   *wire.Decoder
 	decoded   []touchline.Sample
@@ -139,7 +142,8 @@ type reading struct {
 
 func newReading(o Options) *reading {
 	q := o.Query
-	r := &reading{Options: o, newest: math.MaxInt64, selection: selection{limits: o.Limits}, decoder: wire.NewDecoder()}
+	r := &reading{Options: o, newest: math.MaxInt64, masks: newMasks(o.Masks),
+		selection: selection{limits: o.Limits}, decoder: wire.NewDecoder()}
 	r.damage = damage{counters: o.Counters, log: o.Log}
 	if q.Sensor != "" {
 		r.names = append(r.names, sensorHash(q.Sensor))
@@ -220,14 +224,19 @@ func (r *reading) take(ctx context.Context, b *Block) error {
 		r.damage.add(b, fmt.Errorf("it is found at %d to %d ns where its samples are of %d to %d", b.Span.From, b.Span.To, is.From, is.To))
 		return nil
 	}
-	q := &r.Query
+	q, veil := &r.Query, veil{masks: r.masks, block: b}
 	for i := range r.decoded {
 		sample := &r.decoded[i]
 		if q.From != nil && sample.Time < *q.From || sample.Time > r.newest ||
 			q.Sensor != "" && sample.Sensor != q.Sensor || q.Metric != "" && sample.Metric != q.Metric {
 			continue
 		}
-		r.selection.add(held{sample: *sample, note: b.By.Note(clock, sample.Stamped), source: b.source, seq: b.First + uint64(i)})
+		seq := b.First + uint64(i)
+		by := veil.hides(sample, seq)
+		if by != 0 && !q.Replaced {
+			continue
+		}
+		r.selection.add(held{sample: *sample, note: b.By.Note(clock, sample.Stamped), source: b.source, seq: seq, replacedBy: by})
 	}
 	return nil
 }

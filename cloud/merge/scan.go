@@ -103,6 +103,9 @@ func (s *blockScan) readPage(ctx context.Context, c *streamScan) error {
 		if !s.reading.mayMatch(b.Filter) {
 			continue
 		}
+		if _, wanted := s.reading.Only[b.Gateway]; s.reading.Only != nil && !wanted {
+			continue
+		}
 		if s.last == nil || s.last.gateway != b.Gateway || s.last.epoch != b.Epoch || s.last.received != b.Received {
 			s.last = &source{gateway: b.Gateway, epoch: b.Epoch, received: b.Received}
 		}

@@ -16,7 +16,7 @@ type Limits struct {
 	TextBytes int // of text and bytes values, likewise
 }
 
-// DefaultLimits: a held sample takes 120 bytes and its place in the order 32. With one block
+// DefaultLimits: a held sample takes 136 bytes and its place in the order 32. With one block
 // of 65,536 samples on top that is 27 MB; text adds 16 MiB and one block's 4
 // MiB; the decoded block itself 6 + 4 MB. Around 50 MiB, and in the usual
 // case (few values that are text) half of it.
@@ -48,6 +48,8 @@ type held struct {
 	note   cloud.Note
 	source *source
 	seq    uint64
+
+	replacedBy uint64 // the mask that hides it; 0: none
 }
 
 // A key is a place in the order of a query's samples.
@@ -58,7 +60,7 @@ type key struct {
 }
 
 // A place is where a held sample stands. It is apart from the sample, so that
-// sorting moves 32 bytes and not 104, and has the whole key, since ties in
+// sorting moves 32 bytes and not 136, and has the whole key, since ties in
 // time are the rule: all metrics of a sensor are measured at once.
 type place struct {
 	key
@@ -126,7 +128,7 @@ func (s *selection) yieldAll(yield func(cloud.Record) error) error {
 func (s *selection) yield(order []place, yield func(cloud.Record) error) error {
 	for _, p := range order {
 		h := &s.held[p.index]
-		record := cloud.Record{Sample: h.sample, Clock: h.note, Gateway: h.source.gateway, Received: h.source.received, Epoch: h.source.epoch, Seq: h.seq}
+		record := cloud.Record{Sample: h.sample, Clock: h.note, Gateway: h.source.gateway, Received: h.source.received, Epoch: h.source.epoch, Seq: h.seq, ReplacedBy: h.replacedBy}
 		if err := yield(record); err != nil {
 			return err
 		}
