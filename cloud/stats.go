@@ -281,3 +281,12 @@ func (a *ages) observe(now int64, samples []touchline.Sample) {
 		a.sum += float64(age) / 1e9
 	}
 }
+
+// RollupStats are what keeping rows of seconds and minutes has come to on this
+// node.
+type RollupStats struct {
+	Turns   uint64
+	Samples uint64        // read
+	Rows    uint64        // computed
+	Lag     time.Duration // since the oldest change that rows don't show yet, on any node
+}
