@@ -11,6 +11,7 @@ import (
 	"touchline"
 	"touchline/cloud"
 	"touchline/cloud/merge"
+	"touchline/cloud/rollup"
 )
 
 // Clock implements cloud.Recorder. Blocks that the correction moves in time
@@ -61,14 +62,15 @@ type bootKey struct {
 
 // A boot is a row of table boot.
 type boot struct {
-	id    int64
-	known touchline.Clock // the zero State where nothing is
+	id      int64
+	gateway int64
+	known   touchline.Clock // the zero State where nothing is
 }
 
 // bootOf returns what is known of a gateway's boot, locked, and makes its row
 // where there is none.
 func bootOf(ctx context.Context, tx pgx.Tx, key bootKey, locked string) (boot, error) {
-	b := boot{known: touchline.Clock{Boot: key.boot}}
+	b := boot{gateway: key.gateway, known: touchline.Clock{Boot: key.boot}}
 	read := func() error {
 		var state int16
 		err := tx.QueryRow(ctx, `SELECT id, state, clock_offset FROM boot WHERE gateway = $1 AND boot = $2 `+locked, key.gateway, key.boot[:]).
@@ -104,6 +106,7 @@ const doubtPage = 1024
 // move puts the blocks of a boot where the new clock says.
 func (s *Store) move(ctx context.Context, tx pgx.Tx, b boot, clock touchline.Clock) error {
 	covers := cover{}
+	var changed rollup.Spans
 	for last := int64(0); ; {
 		page, err := readDoubts(ctx, tx, b.id, last)
 		if err != nil {
@@ -123,6 +126,8 @@ func (s *Store) move(ctx context.Context, tx pgx.Tx, b boot, clock touchline.Clo
 			m := movement{d, d.stamps.By(was), d.stamps.By(is), is}
 			byDay[d.day] = append(byDay[d.day], m)
 			covers.add(d.day, m.to)
+			changed.Remove(b.gateway, m.from.From, m.from.To)
+			changed.Remove(b.gateway, m.to.From, m.to.To)
 		}
 		for d, moved := range byDay {
 			if err := s.replace(ctx, tx, d, moved); err != nil {
@@ -135,6 +140,7 @@ func (s *Store) move(ctx context.Context, tx pgx.Tx, b boot, clock touchline.Clo
 	}
 	var batch pgx.Batch
 	covers.queue(&batch)
+	batch.Queue(insertNote, changed.Encode())
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return fmt.Errorf("note hours: %w", err)
 	}

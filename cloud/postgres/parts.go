@@ -148,6 +148,9 @@ func (s *Store) dropOldest(ctx context.Context, limit day) (dropped *day, err er
 		if _, err := tx.Exec(ctx, `SELECT set_config('lock_timeout', $1, true), pg_advisory_xact_lock($2)`, millis(tendLockTimeout), migrationLock); err != nil {
 			return err
 		}
+		if err := finish(ctx, tx, limit); err != nil {
+			return err
+		}
 		var date time.Time
 		row := tx.QueryRow(ctx, `DELETE FROM part WHERE day = (SELECT min(day) FROM part) AND day < $1 RETURNING day`, limit.date())
 		if err := row.Scan(&date); errors.Is(err, pgx.ErrNoRows) {

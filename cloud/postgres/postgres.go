@@ -18,6 +18,7 @@ import (
 
 	"touchline/cloud"
 	"touchline/cloud/merge"
+	"touchline/cloud/rollup"
 )
 
 const (
@@ -76,6 +77,7 @@ type Store struct {
 
 	nonceSecret []byte // drawn when the schema was made
 	usedSweeps  usedSweeps
+	series      seriesIDs
 
 	queries  chan struct{} // a place for each running Samples
 	limits   merge.Limits  // of one query's memory
@@ -89,6 +91,8 @@ var (
 	_ cloud.Access   = (*Store)(nil)
 
 	_ cloud.Directory = (*Store)(nil)
+	_ cloud.Masks     = (*Store)(nil)
+	_ rollup.Store    = (*Store)(nil)
 )
 
 // Open connects to the store, and makes its schema where it is missing. It

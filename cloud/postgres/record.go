@@ -15,6 +15,7 @@ import (
 	"touchline"
 	"touchline/cloud"
 	"touchline/cloud/merge"
+	"touchline/cloud/rollup"
 )
 
 // recordTimeout bounds one Record: a server that does not answer must not hold
@@ -95,6 +96,7 @@ type recording struct {
 	covers                 cover
 	changed                map[*cursor]*touchline.Ranges // what is added to them
 	tallies                map[int64]*tally              // by gateway, to be added
+	added                  rollup.Spans
 }
 
 // A cursor says which numbers of an epoch are stored.
@@ -204,6 +206,7 @@ func (r *recording) place(d *cloud.Delivery, cur *cursor) {
 		[]byte(merge.NewNameFilter(d.Samples)), nonNil(b.Data)})
 	r.places = append(r.places, placeRow(r.day, id, span, cur.gateway, by, r.store.era))
 	r.covers.add(r.day, span)
+	r.added.Add(cur.gateway, span.From, span.To)
 	t := r.markStored(d, cur, cur.gateway)
 	t.samples += int64(b.Count)
 	t.blocks++
@@ -287,6 +290,9 @@ func (r *recording) write(ctx context.Context) error {
 		batch.Queue(`UPDATE cursor SET ranges = ranges + $2, session = greatest(session, $3) WHERE id = $1`, cur.id, multirangeOf(*added), int64(cur.session))
 	}
 	r.covers.queue(&batch)
+	if !r.added.None() {
+		batch.Queue(insertNote, r.added.Encode())
+	}
 	for _, id := range slices.Sorted(maps.Keys(r.tallies)) {
 		t := r.tallies[id]
 		batch.Queue(`

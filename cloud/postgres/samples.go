@@ -30,14 +30,22 @@ func (s *Store) Samples(ctx context.Context, q cloud.Query, yield func(cloud.Rec
 		return ctx.Err()
 	}
 	defer func() { <-s.queries }()
+	return s.samples(ctx, q, nil, yield)
+}
 
+// samples are those of some gateways; nil is all.
+func (s *Store) samples(ctx context.Context, q cloud.Query, only map[string]struct{}, yield func(cloud.Record) error) error {
 	r := &reading{store: s}
 	streams, err := r.begin(ctx, q)
 	if err != nil {
 		return fmt.Errorf("query samples: %w", err)
 	}
+	masks, err := s.masksFor(ctx, q)
+	if err != nil {
+		return fmt.Errorf("query samples: %w", err)
+	}
 	return merge.Samples(ctx, merge.Options{
-		Query: q, Limits: s.limits, Streams: streams, Shelf: r, Counters: &s.counters, Log: s.logger,
+		Query: q, Only: only, Masks: masks, Limits: s.limits, Streams: streams, Shelf: r, Counters: &s.counters, Log: s.logger,
 	}, yield)
 }
 

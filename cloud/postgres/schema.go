@@ -23,7 +23,7 @@ const migrationLock = 0x746c6372
 
 // migrations bring the schema from version i to i+1. They are never changed
 // once released, only added to.
-var migrations = []string{schema1, schemaAccess, schemaUsed, schemaSession, schemaNode}
+var migrations = []string{schema1, schemaAccess, schemaUsed, schemaSession, schemaNode, schemaMasks + schemaRollups}
 
 // Times are ns since the Unix epoch, days are the database server's in UTC.
 // block, place and what hangs on them have no foreign keys: a check for each

@@ -15,6 +15,7 @@ import (
 
 	"touchline"
 	"touchline/cloud"
+	"touchline/cloud/rollup"
 	"touchline/identity"
 	"touchline/wire"
 )
@@ -27,6 +28,9 @@ type Store interface {
 	cloud.Registry
 	cloud.Access
 	cloud.Directory
+	cloud.Masks
+	cloud.Rollups
+	rollup.Store
 	// AddGateway registers a gateway; an id or token that is there is an
 	// error.
 	AddGateway(ctx context.Context, id string, tokenHash [32]byte) error
@@ -64,7 +68,7 @@ type Faulty interface {
 func Run(t *testing.T, open func(t *testing.T) Store) {
 	for _, group := range []map[string]func(*fixture){
 		recordTests, storedTests, lostTests, clockTests, queryTests, registryTests, keyTests, crowdTests,
-		enrolTests, rollTests, accessTests, ownerTests, nodeTests,
+		enrolTests, rollTests, accessTests, ownerTests, nodeTests, maskTests, rollupTests,
 	} {
 		names := make([]string, 0, len(group))
 		for name := range group {

@@ -10,6 +10,7 @@ import (
 	"touchline"
 	"touchline/cloud"
 	"touchline/cloud/merge"
+	"touchline/cloud/rollup"
 )
 
 // Clock implements cloud.Recorder. Blocks that the correction moves in time
@@ -55,14 +56,15 @@ func (s *Store) Clock(ctx context.Context, gateway string, session uint64, clock
 
 // A boot is a row of table boot.
 type boot struct {
-	id    int64
-	known touchline.Clock // the zero State where nothing is
+	id      int64
+	gateway int64
+	known   touchline.Clock // the zero State where nothing is
 }
 
 // bootOf returns what is known of a gateway's boot, and makes its row where
 // there is none.
 func bootOf(tx *sql.Tx, gateway int64, id touchline.Boot) (boot, error) {
-	b := boot{known: touchline.Clock{Boot: id}}
+	b := boot{gateway: gateway, known: touchline.Clock{Boot: id}}
 	if _, err := tx.Exec(`INSERT INTO boot (gateway, boot) VALUES (?, ?) ON CONFLICT DO NOTHING`, gateway, id[:]); err != nil {
 		return b, fmt.Errorf("make boot: %w", err)
 	}
@@ -120,7 +122,7 @@ func (s *Store) move(ctx context.Context, tx *sql.Tx, b boot, clock touchline.Cl
 		return err
 	}
 	version++
-	moved := false
+	var moved rollup.Spans
 	for last := int64(0); ; {
 		page, err := readDoubts(ctx, tx, b.id, last)
 		if err != nil {
@@ -136,14 +138,20 @@ func (s *Store) move(ctx context.Context, tx *sql.Tx, b boot, clock touchline.Cl
 			if was == is {
 				continue
 			}
-			moved = true
+			for _, by := range []cloud.Correction{was, is} {
+				span := d.stamps.By(by)
+				moved.Remove(b.gateway, span.From, span.To)
+			}
 			if err := replace(tx, d, was, is, version); err != nil {
 				return err
 			}
 		}
 	}
-	if !moved {
+	if moved.None() {
 		return nil
+	}
+	if err := note(tx, &moved); err != nil {
+		return err
 	}
 	if _, err := tx.Exec(`UPDATE meta SET value = ? WHERE key = 'corrections'`, version); err != nil {
 		return fmt.Errorf("count corrections: %w", err)

@@ -11,6 +11,7 @@ import (
 
 	"touchline/cloud"
 	"touchline/cloud/merge"
+	"touchline/cloud/rollup"
 )
 
 // Record implements cloud.Recorder. It costs one sync, one insert for each
@@ -80,6 +81,7 @@ type recording struct {
 	known   *cursorCache
 	changed map[*cursor]struct{} // to be written
 	tallies map[int64]*tally     // by gateway, to be added
+	added   rollup.Spans
 }
 
 // A tally is what a batch adds to a gateway's counters.
@@ -138,6 +140,7 @@ func (r *recording) store(d *cloud.Delivery, cur *cursor) error {
 	if err := place.insert(r.tx); err != nil {
 		return err
 	}
+	r.added.Add(place.gateway, place.From, place.To)
 	t := r.markStored(d, cur, cur.gateway)
 	t.samples += int64(b.Count)
 	t.blocks++
@@ -254,7 +257,7 @@ func (r *recording) update() error {
 			return fmt.Errorf("update counters: %w", err)
 		}
 	}
-	return nil
+	return note(r.tx, &r.added)
 }
 
 // shorten bounds what is stored of a text that comes from outside.

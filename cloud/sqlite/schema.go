@@ -17,7 +17,7 @@ const applicationID = 0x746c6372
 
 // migrations bring the schema from version i to i+1. They are never changed
 // once released, only added to.
-var migrations = []string{schema1, schemaKeys, schemaClocks, schemaAccess, schemaUsed, schemaNode}
+var migrations = []string{schema1, schemaKeys, schemaClocks, schemaAccess, schemaUsed, schemaNode, schemaMasks + schemaRollups}
 
 // Times are ns since the Unix epoch. Epochs are referred to by their cursor's
 // small id: 16 random bytes in every row and index entry would cost more than

@@ -21,6 +21,7 @@ import (
 
 	"touchline/cloud"
 	"touchline/cloud/merge"
+	"touchline/cloud/rollup"
 	"touchline/internal/folder"
 )
 
@@ -63,6 +64,7 @@ type Store struct {
 	nonceSecret []byte // drawn when the file was made
 
 	snapshots snapshots
+	series    seriesIDs
 
 	queries chan struct{} // a place for each running Samples
 	limits  merge.Limits  // of one query's memory
@@ -77,6 +79,8 @@ var (
 	_ cloud.Access   = (*Store)(nil)
 
 	_ cloud.Directory = (*Store)(nil)
+	_ cloud.Masks     = (*Store)(nil)
+	_ rollup.Store    = (*Store)(nil)
 )
 
 // Open opens the store in the folder dir and makes both where they are
