@@ -36,6 +36,7 @@ type Config struct {
 	TLS          TLSConfig           `toml:"tls"`
 	Log          touchline.LogConfig `toml:"log"`
 	Balancer     BalancerConfig      `toml:"balancer"`
+	Rollups      RollupsConfig       `toml:"rollups"`
 
 	StorePasswordFile string   `toml:"store_password_file"`
 	StoreKeepDays     int      `toml:"store_keep_days"`
@@ -74,6 +75,22 @@ type LiveConfig struct {
 	Viewers  int             `toml:"viewers"`
 	Series   int             `toml:"series"`
 	Lookback config.Duration `toml:"lookback"`
+}
+
+// RollupsConfig is the table [rollups].
+type RollupsConfig struct {
+	Enabled        bool `toml:"enabled"`
+	SecondKeepDays int  `toml:"second_keep_days"`
+	MinuteKeepDays int  `toml:"minute_keep_days"`
+}
+
+// check wants time for what a gateway with a clock that is off by a day sends.
+func (r *RollupsConfig) check(report func(key, problem string)) {
+	for key, days := range map[string]int{"second_keep_days": r.SecondKeepDays, "minute_keep_days": r.MinuteKeepDays} {
+		if days != 0 && (days < 2 || days > 36_500) {
+			report("rollups."+key, fmt.Sprintf("%d is out of bounds: want 2 to 36500, or 0 to keep all", days))
+		}
+	}
 }
 
 // TLSConfig is the table [tls].
@@ -238,6 +255,7 @@ func (c *Config) Check(report func(key, problem string)) {
 			report("trusted_proxies", fmt.Sprintf("%.60q is neither an address nor a network such as 10.0.0.0/8", text))
 		}
 	}
+	c.Rollups.check(report)
 	c.Log.Check("log", report)
 }
 

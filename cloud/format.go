@@ -21,6 +21,9 @@ type format struct {
 	begin, between, end string
 	// appendRow appends r to dst, or returns a *formError.
 	appendRow func(dst []byte, r *Record) ([]byte, error)
+	// replaced is the format of answers that have what masks hide, where it is
+	// another.
+	replaced *format
 }
 
 // A formError says that a format has no form for a sample.
@@ -37,6 +40,12 @@ var formats = map[string]*format{
 		contentType: "text/csv; charset=utf-8",
 		begin:       "time_unix_ns,gateway,sensor,metric,unit,value,clock\n",
 		appendRow:   appendCSV,
+		// The number of the mask, or nothing, in a column that is there where it is asked for.
+		replaced: &format{
+			contentType: "text/csv; charset=utf-8",
+			begin:       "time_unix_ns,gateway,sensor,metric,unit,value,clock,replaced_by\n",
+			appendRow:   appendReplacedCSV,
+		},
 	},
 	// JSON: one array of objects. The time is RFC 3339 to the nanosecond, since
 	// most readers of JSON would round an integer of that size. kind is number,
@@ -55,6 +64,26 @@ var formats = map[string]*format{
 		begin:       "[\n", between: ",\n", end: "\n]\n",
 		appendRow: appendSenML,
 	},
+}
+
+func appendReplacedCSV(dst []byte, r *Record) ([]byte, error) {
+	dst, err := appendCSV(dst, r)
+	if err != nil {
+		return dst, err
+	}
+	dst[len(dst)-1] = ','
+	if r.ReplacedBy != 0 {
+		dst = strconv.AppendUint(dst, r.ReplacedBy, 10)
+	}
+	return append(dst, '\n'), nil
+}
+
+// appendReplacedBy says which mask hides r, where one does.
+func appendReplacedBy(dst []byte, r *Record) []byte {
+	if r.ReplacedBy == 0 {
+		return dst
+	}
+	return strconv.AppendUint(append(dst, `,"replaced_by":`...), r.ReplacedBy, 10)
 }
 
 func appendCSV(dst []byte, r *Record) ([]byte, error) {
@@ -119,7 +148,7 @@ func appendJSON(dst []byte, r *Record) ([]byte, error) {
 		dst = append(dst, `,"value":"`...)
 		dst = append(base64.StdEncoding.AppendEncode(dst, []byte(v.Text())), '"')
 	}
-	return append(appendMember(dst, "clock", r.Clock.String()), '}'), nil
+	return append(appendReplacedBy(appendMember(dst, "clock", r.Clock.String()), r), '}'), nil
 }
 
 func finite(f float64) bool { return !math.IsNaN(f) && !math.IsInf(f, 0) }
@@ -173,5 +202,5 @@ func appendSenML(dst []byte, r *Record) ([]byte, error) {
 	if r.Clock != NoteNone {
 		dst = appendMember(dst, "clock", r.Clock.String())
 	}
-	return append(dst, '}'), nil
+	return append(appendReplacedBy(dst, r), '}'), nil
 }

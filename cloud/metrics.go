@@ -81,6 +81,11 @@ var simples = []simple{
 	counter("live_viewers_refused_total", "Viewers refused since there were too many.", func(s *Stats) uint64 { return s.ViewersRefused }),
 	counter("live_samples_sent_total", "Samples sent to viewers, for each of them.", func(s *Stats) uint64 { return s.LiveSent }),
 	counter("live_blocks_decoded_total", "Blocks decoded for viewers.", func(s *Stats) uint64 { return s.LiveDecoded }),
+	{desc("rollup_lag_seconds", "How long the oldest change of samples has waited for its rows of seconds and minutes; 0 where none waits."), prometheus.GaugeValue,
+		func(s *Stats) float64 { return s.Rollups.Lag.Seconds() }},
+	counter("rollup_turns_total", "Transactions of rows of seconds and minutes.", func(s *Stats) uint64 { return s.Rollups.Turns }),
+	counter("rollup_rows_total", "Rows of seconds and minutes computed.", func(s *Stats) uint64 { return s.Rollups.Rows }),
+	counter("rollup_samples_total", "Samples read for rows of seconds and minutes.", func(s *Stats) uint64 { return s.Rollups.Samples }),
 	counter("live_blocks_dropped_total", "Blocks not decoded for viewers, since too many waited.", func(s *Stats) uint64 { return s.LiveDropped }),
 }
 

@@ -108,6 +108,10 @@ type Options struct {
 	// Bus carries what is recorded between the nodes of a cluster; nil is none, and
 	// viewers see what this node records.
 	Bus Bus
+
+	// Rollups says what keeping rows of seconds and minutes has come to, for
+	// /metrics; nil where this process keeps none.
+	Rollups func() RollupStats
 }
 
 // Timeouts are how long the other side of a connection may take, each for

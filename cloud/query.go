@@ -179,10 +179,13 @@ func parseQuery(raw string) (Query, *format, error) {
 	if q.From != nil && q.To != nil && *q.From > *q.To {
 		return q, nil, fmt.Errorf("parameter from is after parameter to")
 	}
+	if q.Replaced && form.replaced != nil {
+		form = form.replaced
+	}
 	return q, form, nil
 }
 
-var parameters = []string{"gateway", "sensor", "metric", "from", "to", "format"}
+var parameters = []string{"gateway", "sensor", "metric", "from", "to", "format", "replaced"}
 
 func setParameter(q *Query, form **format, name, value string) (err error) {
 	switch name {
@@ -199,6 +202,10 @@ func setParameter(q *Query, form **format, name, value string) (err error) {
 	case "format":
 		if *form = formats[value]; *form == nil {
 			err = fmt.Errorf("%.40q is unknown: there are csv, json and senml", value)
+		}
+	case "replaced":
+		if q.Replaced = value == "true"; !q.Replaced && value != "false" {
+			err = fmt.Errorf("%.40q is neither true nor false", value)
 		}
 	}
 	return err

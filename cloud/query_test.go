@@ -434,3 +434,45 @@ func FuzzQueryParameters(f *testing.F) {
 		}
 	})
 }
+
+// What masks hide is shown where it is asked for, and says so.
+func TestQuery_ReplacedSamplesAreMarked(t *testing.T) {
+	store := newMemory("arena")
+	store.samples = func(_ context.Context, q cloud.Query, yield func(cloud.Record) error) error {
+		for i := range uint64(3) {
+			if r := (cloud.Record{Gateway: "arena", Sample: touchline.Sample{Sensor: "belt", Metric: "hr", Time: 1_780_000_000e9, Value: touchline.NumberValue(1)}}); i == 1 {
+				r.ReplacedBy = 7
+				if q.Replaced {
+					if err := yield(r); err != nil {
+						return err
+					}
+				}
+			} else if err := yield(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	n := start(t, options(), store)
+	for query, want := range map[string]string{
+		"format=csv": "time_unix_ns,gateway,sensor,metric,unit,value,clock\n" +
+			"1780000000000000000,arena,belt,hr,,1,\n1780000000000000000,arena,belt,hr,,1,\n",
+		"format=csv&replaced=false": "time_unix_ns,gateway,sensor,metric,unit,value,clock\n" +
+			"1780000000000000000,arena,belt,hr,,1,\n1780000000000000000,arena,belt,hr,,1,\n",
+		"format=csv&replaced=true": "time_unix_ns,gateway,sensor,metric,unit,value,clock,replaced_by\n" +
+			"1780000000000000000,arena,belt,hr,,1,,\n1780000000000000000,arena,belt,hr,,1,,7\n1780000000000000000,arena,belt,hr,,1,,\n",
+	} {
+		if status, _, body := n.get("/v1/samples?" + query); status != http.StatusOK || body != want {
+			t.Errorf("%s: %d\n%s\nwant\n%s", query, status, body, want)
+		}
+	}
+	for _, format := range []string{"json", "senml"} {
+		status, _, body := n.get("/v1/samples?replaced=true&format=" + format)
+		if status != http.StatusOK || strings.Count(body, `"replaced_by":7}`) != 1 || strings.Count(body, "replaced_by") != 1 {
+			t.Errorf("%s: %d\n%s\nwant one of three replaced by 7", format, status, body)
+		}
+	}
+	if status, _, body := n.get("/v1/samples?replaced=yes"); status != http.StatusBadRequest || !strings.Contains(body, "replaced") {
+		t.Errorf("replaced=yes: %d %s", status, body)
+	}
+}

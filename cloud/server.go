@@ -369,5 +369,8 @@ func (s *Server) Stats() Stats {
 	st.Draining = s.ingest.roster.stopping()
 	st.Viewers = s.live.count()
 	st.Nodes = 1 + len(s.nodes.peers(time.Now()))
+	if s.opts.Rollups != nil {
+		st.Rollups = s.opts.Rollups()
+	}
 	return st
 }

@@ -54,6 +54,8 @@ type Stats struct {
 	LiveLong                 uint64 // left out: longer than 1 KiB
 	LiveDecoded, LiveDropped uint64 // blocks decoded for viewers; not decoded since too many waited
 
+	Rollups RollupStats
+
 	BatchBlocks   Histogram // blocks in one transaction
 	RecordSeconds Histogram // one transaction
 

@@ -24,6 +24,7 @@ import (
 
 	"touchline"
 	"touchline/cloud"
+	"touchline/cloud/rollup"
 	"touchline/cloud/sqlite"
 	"touchline/daemon"
 	"touchline/simulator"
@@ -51,6 +52,7 @@ type venue struct {
 	out    io.Writer
 	store  *sqlite.Store
 	server *cloud.Server
+	roller *rollup.Roller
 	line   *line
 	daemon *daemon.Daemon
 }
@@ -82,6 +84,9 @@ func (v *venue) open(ctx context.Context, dir string) (err error) {
 	}
 	settings, _, err := cloud.LoadConfig("", nil, map[string]string{"listen": freeAddress("127.0.0.1:8090")})
 	if err != nil {
+		return err
+	}
+	if v.roller, err = rollup.New(rollup.Options{Enabled: settings.Rollups.Enabled, Limits: rollup.DefaultLimits}, v.store, logger); err != nil {
 		return err
 	}
 	if v.server, err = cloud.New(settings.Options(), v.store, logger); err != nil {
@@ -145,6 +150,7 @@ func (v *venue) run(ctx context.Context) error {
 	defer stopServices()
 	group, groupCtx := errgroup.WithContext(services)
 	group.Go(func() error { return v.server.Run(groupCtx) })
+	group.Go(func() error { return v.roller.Run(groupCtx) })
 	group.Go(func() error { return v.line.run(groupCtx) })
 	group.Go(func() error { return v.daemon.Run(groupCtx) })
 

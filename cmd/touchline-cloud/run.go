@@ -50,7 +50,13 @@ func serve(ctx context.Context, c cloud.Config, p parts, logger *slog.Logger) er
 	if p.queue != nil {
 		queue = p.queue
 	}
-	server, err := cloud.NewQueued(c.Options(), p.store, queue, logger)
+	roller, err := newRoller(&c, p.store, logger)
+	if err != nil {
+		return err
+	}
+	opts := c.Options()
+	opts.Rollups = roller.Stats
+	server, err := cloud.NewQueued(opts, p.store, queue, logger)
 	if err != nil {
 		return err
 	}
@@ -67,6 +73,7 @@ func serve(ctx context.Context, c cloud.Config, p parts, logger *slog.Logger) er
 			group.Go(func() error { return server.Recording(p.queue).Run(ctx) })
 		}
 	}
+	group.Go(func() error { return roller.Run(ctx) })
 	group.Go(func() error { return server.Run(ctx) })
 	return errors.Join(group.Wait(), server.Close())
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"touchline/cloud"
 	"touchline/cloud/postgres"
+	"touchline/cloud/rollup"
 	"touchline/cloud/sqlite"
 	"touchline/identity"
 )
@@ -19,6 +21,8 @@ import (
 // server asks of it, and the management of gateways and keys.
 type recordStore interface {
 	cloud.Store
+	cloud.Masks
+	rollup.Store
 	AddGateway(ctx context.Context, id string, tokenHash [32]byte) error
 	AddGatewayKey(ctx context.Context, gateway string, key identity.PublicKey) error
 	RemoveGatewayKey(ctx context.Context, gateway, thumbprint string) error
@@ -57,6 +61,17 @@ func openStore(ctx context.Context, c *cloud.Config, logger *slog.Logger) (recor
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	return store, nil
+}
+
+// newRoller returns what keeps rows of seconds and minutes in a store.
+func newRoller(c *cloud.Config, store recordStore, logger *slog.Logger) (*rollup.Roller, error) {
+	const day = 24 * time.Hour
+	return rollup.New(rollup.Options{
+		Enabled:     c.Rollups.Enabled,
+		KeepSeconds: time.Duration(c.Rollups.SecondKeepDays) * day,
+		KeepMinutes: time.Duration(c.Rollups.MinuteKeepDays) * day,
+		Limits:      rollup.DefaultLimits,
+	}, store, logger.With("component", "rollup"))
 }
 
 // withStore opens the record store for one command.
