@@ -211,6 +211,15 @@ func setParameter(q *Query, form **format, name, value string) (err error) {
 	return err
 }
 
+// ParseTime reads RFC 3339, or integer nanoseconds since the Unix epoch.
+func ParseTime(s string) (int64, error) {
+	ns, err := parseTime(s)
+	if err != nil {
+		return 0, err
+	}
+	return *ns, nil
+}
+
 // parseTime reads RFC 3339, or integer nanoseconds since the Unix epoch.
 func parseTime(s string) (*int64, error) {
 	if ns, err := strconv.ParseInt(s, 10, 64); err == nil {

@@ -46,6 +46,10 @@ CREATE TABLE mask_keep (
 
 CREATE TRIGGER mask_stays BEFORE UPDATE ON mask BEGIN SELECT raise(ABORT, 'a mask is never changed: revoke it'); END;
 CREATE TRIGGER mask_is_kept BEFORE DELETE ON mask BEGIN SELECT raise(ABORT, 'a mask is never deleted: revoke it'); END;
+CREATE TRIGGER mask_gateway_stays BEFORE UPDATE ON mask_gateway BEGIN SELECT raise(ABORT, 'a mask is never changed: revoke it'); END;
+CREATE TRIGGER mask_gateway_is_kept BEFORE DELETE ON mask_gateway BEGIN SELECT raise(ABORT, 'a mask is never changed: revoke it'); END;
+CREATE TRIGGER mask_keep_stays BEFORE UPDATE ON mask_keep BEGIN SELECT raise(ABORT, 'a mask is never changed: revoke it'); END;
+CREATE TRIGGER mask_keep_is_kept BEFORE DELETE ON mask_keep BEGIN SELECT raise(ABORT, 'a mask is never changed: revoke it'); END;
 `
 
 // AddMask implements cloud.Masks.

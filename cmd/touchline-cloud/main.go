@@ -66,7 +66,7 @@ func command() *cobra.Command {
 	root.PersistentFlags().StringVar(&s.file, "config", "", "settings that differ from the defaults, a TOML `FILE`")
 	root.PersistentFlags().StringVar(&s.data, "data", "", "folder of the record store where it is SQLite, a `DIR` (data)")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCommand(&s), recordCommand(&s), gatewayCommand(&s), keyCommand(&s), nodesCommand(&s), importCommand(&s), exportCommand(&s), checkCommand(&s), versionCommand())
+	root.AddCommand(runCommand(&s), recordCommand(&s), gatewayCommand(&s), keyCommand(&s), nodesCommand(&s), importCommand(&s), replaceCommand(&s), exportCommand(&s), checkCommand(&s), versionCommand())
 	return root
 }
 
