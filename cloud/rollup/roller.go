@@ -17,10 +17,10 @@ type Options struct {
 	// Enabled says whether rows are kept. Where they are not, notes of changes
 	// are dropped, and all is computed once they are.
 	Enabled bool
-	// KeepSeconds and KeepMinutes are how long rows are kept, by the times of
+	// SecondRows and MinuteRows are how long rows are kept, by the times of
 	// their samples; 0 is for ever.
-	KeepSeconds, KeepMinutes time.Duration
-	Limits                   Limits
+	SecondRows, MinuteRows time.Duration
+	Limits                 Limits
 }
 
 // minKeep is long enough for what a turn leaves, a gateway's clock that is off
@@ -28,7 +28,7 @@ type Options struct {
 const minKeep = 48 * time.Hour
 
 func (o *Options) validate() error {
-	for name, d := range map[string]time.Duration{"KeepSeconds": o.KeepSeconds, "KeepMinutes": o.KeepMinutes} {
+	for name, d := range map[string]time.Duration{"SecondRows": o.SecondRows, "MinuteRows": o.MinuteRows} {
 		if d != 0 && d < minKeep {
 			return fmt.Errorf("%s is %s: want 0 or at least %s", name, d, minKeep)
 		}
@@ -132,7 +132,7 @@ func (r *Roller) step(ctx context.Context, started, trimmed *time.Time) (time.Du
 
 // trim drops rows in steps of an hour.
 func (r *Roller) trim(ctx context.Context, now time.Time) error {
-	if r.opts.KeepSeconds == 0 && r.opts.KeepMinutes == 0 {
+	if r.opts.SecondRows == 0 && r.opts.MinuteRows == 0 {
 		return nil
 	}
 	before := func(keep time.Duration) int64 {
@@ -141,7 +141,7 @@ func (r *Roller) trim(ctx context.Context, now time.Time) error {
 		}
 		return now.Add(-keep).Truncate(time.Hour).Unix()
 	}
-	return r.store.RollupTrim(ctx, before(r.opts.KeepSeconds), before(r.opts.KeepMinutes))
+	return r.store.RollupTrim(ctx, before(r.opts.SecondRows), before(r.opts.MinuteRows))
 }
 
 // Turn does what one transaction can hold, and says whether there is more.

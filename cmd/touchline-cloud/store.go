@@ -67,10 +67,10 @@ func openStore(ctx context.Context, c *cloud.Config, logger *slog.Logger) (recor
 func newRoller(c *cloud.Config, store recordStore, logger *slog.Logger) (*rollup.Roller, error) {
 	const day = 24 * time.Hour
 	return rollup.New(rollup.Options{
-		Enabled:     c.Rollups.Enabled,
-		KeepSeconds: time.Duration(c.Rollups.SecondKeepDays) * day,
-		KeepMinutes: time.Duration(c.Rollups.MinuteKeepDays) * day,
-		Limits:      rollup.DefaultLimits,
+		Enabled:    c.Rollups.Enabled,
+		SecondRows: time.Duration(c.Rollups.SecondKeepDays) * day,
+		MinuteRows: time.Duration(c.Rollups.MinuteKeepDays) * day,
+		Limits:     rollup.DefaultLimits,
 	}, store, logger.With("component", "rollup"))
 }
 
