@@ -45,14 +45,14 @@ type ingest struct {
 	revision atomic.Uint64 // of who may speak, as the sentry saw it last
 }
 
-// An idle gateway has 512 bytes to read with (a larger frame is read straight into
-// its own buffer), a write buffer borrowed for each message, and no net/http
+// An idle gateway has 128 bytes to read with: a whole control frame (RFC 6455,
+// section 5.5), while what is larger is read straight into where it goes. It has, a write buffer borrowed for each message, and no net/http
 // buffers, since the handler returns.
 // Compression stays off: blocks are compressed, and gorilla's read limit counts
 // compressed bytes only.
 func newUpgrader() websocket.Upgrader {
 	return websocket.Upgrader{
-		ReadBufferSize:   512,
+		ReadBufferSize:   128,
 		WriteBufferSize:  4 << 10,
 		WriteBufferPool:  &sync.Pool{},
 		HandshakeTimeout: 5 * time.Second, // for 200 bytes to an empty socket

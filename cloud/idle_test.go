@@ -2,6 +2,7 @@ package cloud_test
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -109,5 +110,29 @@ func bareGateway(t testing.TB, n *node, id string) {
 		t.Fatal(err)
 	} else if _, ok := m.(*wire.Welcome); !ok {
 		t.Fatalf("gateway %s heard %T", id, m)
+	}
+}
+
+// What is logged of a session says whose it is, and which.
+func TestSession_LogsNameGatewayAndSession(t *testing.T) {
+	var lines bytes.Buffer
+	server, err := cloud.New(options(), newMemory("arena"), slog.New(slog.NewTextHandler(&lockedWriter{w: &lines}, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := run(t, server)
+	g, welcome := n.join("arena")
+	remote := g.conn.LocalAddr()
+	g.conn.Close()
+	n.end()
+	for _, message := range []string{"gateway connected", "gateway disconnected"} {
+		found := false
+		for line := range strings.Lines(lines.String()) {
+			found = found || strings.Contains(line, `msg="`+message+`"`) &&
+				strings.Contains(line, fmt.Sprintf(" gateway=arena remote=%s session=%d ", remote, welcome.Session))
+		}
+		if !found {
+			t.Errorf("no %q with gateway, remote and session in\n%s", message, &lines)
+		}
 	}
 }

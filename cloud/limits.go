@@ -115,11 +115,16 @@ type buckets struct {
 
 	mu     sync.Mutex // covers what follows
 	byName map[string]*bucket
+	sweep  int // how many there are when the full ones are looked for next
 	shared *bucket
 }
 
+// minSweep and twice what a look left are what makes looking cost each name a
+// constant: a bucket of 120 a minute is full again half a second after one.
+const minSweep = 128
+
 func newBuckets(rate, burst float64, max int) *buckets {
-	return &buckets{rate: rate, burst: burst, max: max, byName: map[string]*bucket{}, shared: newBucket(rate, burst)}
+	return &buckets{rate: rate, burst: burst, max: max, byName: map[string]*bucket{}, sweep: min(minSweep, max), shared: newBucket(rate, burst)}
 }
 
 func (b *buckets) take(name string, now time.Time) (after time.Duration, ok bool) {
@@ -133,12 +138,13 @@ func (b *buckets) of(name string, now time.Time) *bucket {
 	if one != nil {
 		return one
 	}
-	if len(b.byName) >= b.max {
+	if len(b.byName) >= b.sweep {
 		for other, is := range b.byName {
 			if is.full(now) {
 				delete(b.byName, other)
 			}
 		}
+		b.sweep = min(max(minSweep, 2*len(b.byName)), b.max)
 		if len(b.byName) >= b.max {
 			return b.shared
 		}

@@ -1,6 +1,7 @@
 package cloud
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
@@ -64,5 +65,30 @@ func TestTurnstile_WhoWasToldATimeHasAPlaceThen(t *testing.T) {
 	}
 	if last, want := waits[len(waits)-1], comers*time.Second/limit; last > want {
 		t.Errorf("the last one was told %s, want at most %s", last, want)
+	}
+}
+
+// A bucket of 2 a second is full again half a second after one was taken: 500
+// names a second are 250 at a time, and what is remembered of 100,000 is no more
+// than three times that.
+func TestBuckets_ForgetThoseThatAreFull(t *testing.T) {
+	const names = 100_000
+	for _, c := range []struct{ max, want int }{{names, 750}, {300, 300}, {1, 1}} {
+		b := newBuckets(2, 120, c.max)
+		most, through := 0, 0
+		now := time.Unix(1, 0)
+		for i := range names {
+			if _, ok := b.take(strconv.Itoa(i), now); ok {
+				through++
+			}
+			most = max(most, len(b.byName))
+			now = now.Add(2 * time.Millisecond)
+		}
+		if most > c.want {
+			t.Errorf("of %d names and at most %d, %d were remembered: want %d at most", names, c.max, most, c.want)
+		}
+		if c.max >= 300 && through != names {
+			t.Errorf("of %d names and at most %d, %d were let through", names, c.max, through)
+		}
 	}
 }

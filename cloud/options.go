@@ -17,8 +17,8 @@ type Options struct {
 	InsecureRead bool   // readers may come from anywhere, not from this machine alone
 
 	// MaxGateways is how many uplinks may be open at a time. An idle one costs
-	// 18 KB with both its ends, measured, a busy one up to MaxFrameBytes more
-	// while a frame of it is being read: 1,000 of them 18 MB idle, and 256 MB if
+	// 10 KB, measured (docs/performance.md), a busy one up to MaxFrameBytes more
+	// while a frame of it is being read: 1,000 of them 10 MB idle, and 256 MB if
 	// each was in the middle of the largest frame at the same moment.
 	MaxGateways int
 

@@ -235,7 +235,7 @@ func (s *session) hello(m *wire.Hello) error {
 		return s.noStore(fmt.Errorf("read what is stored: %w", err))
 	}
 	s.number = number
-	s.log = s.log.With("session", number)
+	s.logged.Store(number)
 	if err := s.opened(ctx, m.Epoch); err != nil {
 		return s.noStore(err)
 	}

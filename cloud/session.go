@@ -3,7 +3,6 @@ package cloud
 import (
 	"context"
 	"encoding/binary"
-	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -25,7 +24,7 @@ type session struct {
 	gateway   string // authenticated
 	remote    string
 	connected time.Time
-	log       *slog.Logger
+	log       sessionLog
 	out       *outbox
 
 	pass     pass
@@ -36,6 +35,7 @@ type session struct {
 	lastSeen atomic.Int64 // ns since the Unix epoch
 	rtt      atomic.Int64 // ns; 0 is not known yet
 	blocks   atomic.Uint64
+	logged   atomic.Uint64 // number, for the log, where any goroutine may ask; 0 before hello
 
 	// Used by beat only.
 	expires time.Time // when the gateway is to connect anew, and then when it must; zero is never
@@ -57,8 +57,8 @@ type session struct {
 
 // newSession returns a session that still needs a link.
 func newSession(in *ingest, p pass, remote string) *session {
-	s := &session{in: in, pass: p, gateway: p.gateway, remote: remote, connected: time.Now(),
-		log: in.log.With("gateway", p.gateway, "remote", remote)}
+	s := &session{in: in, pass: p, gateway: p.gateway, remote: remote, connected: time.Now()}
+	s.log = sessionLog{s}
 	s.revision.Store(p.revision)
 	s.passEnds.Store(unixNano(p.keyEnds))
 	s.out = newOutbox(s.write)

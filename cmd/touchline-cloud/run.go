@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -23,6 +24,9 @@ func runCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(gcPercent)
+			}
 			logger := c.Log.Logger(os.Stderr)
 			store, err := openStore(cmd.Context(), &c, logger)
 			if err != nil {
@@ -37,6 +41,11 @@ func runCommand(s *settings) *cobra.Command {
 		},
 	}
 }
+
+// gcPercent is how much garbage a node gathers beside what lives, in percent of
+// that. Most of it lives long, in the sessions of idle gateways: with Go's default of 100
+// each of 18,000 takes 14 KB, with 40 it takes 10. The environment's GOGC overrides it.
+const gcPercent = 40
 
 // parts are what a node stands on. queue is nil where there is none.
 type parts struct {
