@@ -46,7 +46,7 @@ var mayImport = map[string][]string{
 	"touchline/cmd/touchline":       {"touchline", "touchline/credential", "touchline/preflight", "touchline/config", "touchline/archive", "touchline/daemon", "touchline/installer", "touchline/simulator"},
 	"touchline/cmd/touchline-cloud": {"touchline/credential", "touchline", "touchline/identity", "touchline/cloud", "touchline/cloud/export", "touchline/cloud/jetstream", "touchline/cloud/postgres", "touchline/cloud/sqlite", "touchline/cloud/rollup", "touchline/wire"},
 	"touchline/cmd/demo":            {"touchline", "touchline/daemon", "touchline/cloud", "touchline/cloud/sqlite", "touchline/simulator", "touchline/cloud/rollup"},
-	"touchline/bench":               {},
+	"touchline/bench":               {"touchline", "touchline/wire", "touchline/cloud/sqlite", "touchline/cloud/postgres", "touchline/internal/pgtest"},
 	"touchline/e2e":                 {},
 	"touchline/preflight":           {"touchline/uplink", "touchline/wire"},
 	"touchline/internal/folder":     {},

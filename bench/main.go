@@ -3,7 +3,8 @@
 // reach and what that costs; beside them, in the same run, Debian's mosquitto
 // with a bridge to a second one. It ends with status 1 if a message that was
 // acknowledged is not stored, or one is stored twice, and leaves neither
-// processes nor files behind, also when it is interrupted.
+// processes nor files behind, also when it is interrupted. With the argument
+// cloud it measures a node of the cloud by itself (cloud.go).
 package main
 
 import (
@@ -42,12 +43,24 @@ type settings struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := 0
-	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err := command(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		status = 1
 	}
 	stop()
 	os.Exit(status)
+}
+
+func command(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case cloudCommand:
+			return runCloud(ctx, args[1:])
+		case gatewaysCommand: // of cloudCommand
+			return holdGateways(ctx, os.Stdin, os.Stdout)
+		}
+	}
+	return run(ctx, args)
 }
 
 func parseSettings(args []string) (settings, error) {

@@ -71,6 +71,27 @@ func Start(t testing.TB, dir string) *Server {
 	return s
 }
 
+// New starts a server for a program that is no test, in a folder below dir, as
+// Start does. The caller closes it.
+func New(dir string) (*Server, error) { return start(dir) }
+
+// Installed says whether PostgreSQL is here.
+func Installed() bool {
+	_, err := programs()
+	return err == nil
+}
+
+// Close stops the server and removes its folder.
+func (s *Server) Close() error { return s.close() }
+
+// Create makes an empty database and returns its URL.
+func (s *Server) Create(ctx context.Context, name string) (url string, err error) {
+	if err := s.exec(ctx, "postgres", `CREATE DATABASE `+name+` TEMPLATE template0`); err != nil {
+		return "", fmt.Errorf("make database: %w", err)
+	}
+	return s.URL(name), nil
+}
+
 func skipOrFail(t testing.TB, err error) {
 	t.Helper()
 	if errors.Is(err, errMissing) {
