@@ -72,9 +72,34 @@ type BalancerConfig struct {
 
 // LiveConfig is the table [live].
 type LiveConfig struct {
-	Viewers  int             `toml:"viewers"`
-	Series   int             `toml:"series"`
-	Lookback config.Duration `toml:"lookback"`
+	Viewers        int             `toml:"viewers"`
+	Series         int             `toml:"series"`
+	Lookback       config.Duration `toml:"lookback"`
+	Bus            string          `toml:"bus"`
+	BusCredentials string          `toml:"bus_credentials"`
+	BusCA          string          `toml:"bus_ca"`
+}
+
+func (l *LiveConfig) check(report func(key, problem string)) {
+	if l.Bus != "" {
+		checkNATS("live.bus", l.Bus, "empty", report)
+	} else if l.BusCredentials != "" || l.BusCA != "" {
+		report("live.bus", "is empty, and live.bus_credentials and live.bus_ca are for it")
+	}
+}
+
+// checkNATS checks a list of addresses that may have a password in it, which it does
+// not show. instead is what else may stand there.
+func checkNATS(key, list, instead string, report func(key, problem string)) {
+	for _, text := range strings.Split(list, ",") {
+		u, err := url.Parse(strings.TrimSpace(text))
+		switch {
+		case err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls":
+			report(key, "is neither "+instead+" nor a list of addresses such as nats://A,nats://B,nats://C")
+		case u.User != nil:
+			report(key, fmt.Sprintf("has a user or a password in it: put them into a .creds file, and name that in %s_credentials", key))
+		}
+	}
 }
 
 // RollupsConfig is the table [rollups].
@@ -130,15 +155,7 @@ const EmbeddedQueue = "embedded"
 func (q *QueueConfig) check(report func(key, problem string)) {
 	elsewhere := q.NATS != "" && q.NATS != EmbeddedQueue
 	if elsewhere {
-		for _, text := range strings.Split(q.NATS, ",") {
-			u, err := url.Parse(strings.TrimSpace(text))
-			switch {
-			case err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls":
-				report("queue.nats", `is neither empty, "embedded" nor a list of addresses such as nats://A,nats://B,nats://C`)
-			case u.User != nil:
-				report("queue.nats", "has a user or a password in it: put them into a .creds file, and name that in queue.nats_credentials")
-			}
-		}
+		checkNATS("queue.nats", q.NATS, `empty, "embedded"`, report)
 		if len(q.NATSMonitors) == 0 && !q.NATSConfirmed {
 			report("queue.nats_monitors", "is empty: want the monitoring addresses of all servers, where it is checked that they sync before they accept; "+
 				"or queue.nats_confirmed = true where you have seen sync_interval: always in the settings of each")
@@ -193,6 +210,7 @@ func (c *Config) Check(report func(key, problem string)) {
 	}
 	c.checkStore(report)
 	c.Queue.check(report)
+	c.Live.check(report)
 	bounds := func(key string, v, low, high int64, show func(int64) string) {
 		if v < low || v > high {
 			report(key, fmt.Sprintf("%s is out of bounds: want %s to %s", show(v), show(low), show(high)))

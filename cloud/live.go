@@ -179,17 +179,20 @@ func (l *live) count() int {
 	return len(l.viewers)
 }
 
-// publish says what became of a batch in its transaction. A repeat is told too:
-// its first commit may have been one that returned an error.
-func (l *live) publish(deliveries []Delivery, outcomes []Outcome) {
-	recorded := make([]Recorded, 0, len(deliveries))
-	for i := range deliveries {
-		if d := &deliveries[i]; !outcomes[i].KeptAside && d.Problem == "" {
-			recorded = append(recorded, Recorded{Gateway: d.Gateway, Lane: d.Lane, Received: d.Received, Block: d.Block})
+// publishTo returns what takes to the bus what became of a batch in its
+// transaction. A repeat is told too: its first commit may have been one that
+// returned an error.
+func publishTo(bus Bus) func([]Delivery, []Outcome) {
+	return func(deliveries []Delivery, outcomes []Outcome) {
+		recorded := make([]Recorded, 0, len(deliveries))
+		for i := range deliveries {
+			if d := &deliveries[i]; !outcomes[i].KeptAside && d.Problem == "" {
+				recorded = append(recorded, Recorded{Gateway: d.Gateway, Lane: d.Lane, Received: d.Received, Block: d.Block})
+			}
 		}
-	}
-	if len(recorded) > 0 {
-		l.bus.Publish(recorded)
+		if len(recorded) > 0 {
+			bus.Publish(recorded)
+		}
 	}
 }
 

@@ -66,7 +66,7 @@ func prepareQueued(t testing.TB, opts cloud.Options, store cloud.Store, q cloud.
 // record has a process record what a queue holds.
 func record(t testing.TB, store cloud.Recorder, source cloud.Source) (r *cloud.Recording, end func()) {
 	t.Helper()
-	r = cloud.NewRecording(store, source, 64<<20, logger(t))
+	r = cloud.NewRecording(store, source, cloud.RecordingOptions{QueueBytes: 64 << 20}, logger(t))
 	r.SetRetry(time.Millisecond, 20*time.Millisecond)
 	return r, during(t, "a recording", r.Run)
 }

@@ -29,16 +29,27 @@ type Recording struct {
 	stored  map[string][]wire.EpochRanges // by gateway
 }
 
-// NewRecording returns a Recording for a process of its own. At most queueBytes
-// of blocks are in its memory.
-func NewRecording(store Recorder, source Source, queueBytes int, logger *slog.Logger) *Recording {
-	return newRecording(store, source, queueBytes, newCounters(), logger)
+// RecordingOptions are the settings of a Recording in a process of its own.
+type RecordingOptions struct {
+	QueueBytes int // of blocks are in its memory at most
+	Bus        Bus // takes what it recorded to viewers; nil is none
+}
+
+// NewRecording returns a Recording for a process of its own.
+func NewRecording(store Recorder, source Source, opts RecordingOptions, logger *slog.Logger) *Recording {
+	r := newRecording(store, source, opts.QueueBytes, newCounters(), logger)
+	if opts.Bus != nil {
+		r.batcher.onRecorded = publishTo(opts.Bus)
+	}
+	return r
 }
 
 // Recording returns one that records into the server's store, and whose figures
 // are in the server's Stats. Nothing else may call the store's Record then.
 func (s *Server) Recording(source Source) *Recording {
-	return newRecording(s.store, source, s.opts.QueueBytes, s.stats, s.log)
+	r := newRecording(s.store, source, s.opts.QueueBytes, s.stats, s.log)
+	r.batcher.onRecorded = publishTo(s.live.bus)
+	return r
 }
 
 func newRecording(store Recorder, source Source, queueBytes int, stats *counters, logger *slog.Logger) *Recording {

@@ -89,7 +89,7 @@ func NewQueued(opts Options, store Store, queue Queue, logger *slog.Logger) (*Se
 	s.batcher.onLoad = s.ingest.roster.refresh
 	s.reader = &reader{archive: store, timeout: opts.Timeouts.Answer, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
 	s.live = newLive(opts, s.stats, logger)
-	s.batcher.onRecorded = s.live.publish
+	s.batcher.onRecorded = publishTo(s.live.bus)
 	s.archives = newArchives(s.ingest)
 	s.enroller = newEnroller(s.ingest)
 	s.pipes = newPipes(s.ingest)

@@ -69,7 +69,7 @@ func publishForever(ctx context.Context, dir string) error {
 	for i := range epochs {
 		epochs[i] = touchline.NewEpoch()
 	}
-	recording := cloud.NewRecording(store, q, 1<<20, slog.New(slog.DiscardHandler))
+	recording := cloud.NewRecording(store, q, cloud.RecordingOptions{QueueBytes: 1 << 20}, slog.New(slog.DiscardHandler))
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return recording.Run(ctx) })
 	group.Go(func() error {
@@ -220,7 +220,7 @@ func drain(t *testing.T, q *Queue, store *sqlite.Store) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	group, running := errgroup.WithContext(ctx)
-	recording := cloud.NewRecording(store, q, 64<<20, slog.New(slog.DiscardHandler))
+	recording := cloud.NewRecording(store, q, cloud.RecordingOptions{QueueBytes: 64 << 20}, slog.New(slog.DiscardHandler))
 	group.Go(func() error { return recording.Run(running) })
 	group.Go(func() error {
 		defer cancel()

@@ -24,11 +24,14 @@ type hearer struct {
 	subscription *nats.Subscription
 }
 
-// notice is the subject of a gateway's notices: ids have letters, digits and -._ only, of which the point
-// would divide the subject.
+// notice is the subject of a gateway's notices.
 func (o *Options) notice(gateway string) string {
-	return "touchline.stored." + o.Store + "." + strings.ReplaceAll(gateway, ".", "~")
+	return "touchline.stored." + o.Store + "." + token(gateway)
 }
+
+// token is a gateway as a part of a subject: ids have letters, digits and -._ only, of which the point
+// would divide the subject.
+func token(gateway string) string { return strings.ReplaceAll(gateway, ".", "~") }
 
 func gatewayOf(subject string) string {
 	return strings.ReplaceAll(subject[strings.LastIndexByte(subject, '.')+1:], "~", ".")

@@ -63,14 +63,19 @@ func recordCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return errors.Join(err, store.Close())
 			}
-			recording := cloud.NewRecording(store, queue, int(c.Queue.Bytes), logger)
+			bus, err := openBus(&c, store.ID(), logger)
+			if err != nil {
+				return errors.Join(err, queue.Close(), store.Close())
+			}
+			recording := cloud.NewRecording(store, queue, cloud.RecordingOptions{QueueBytes: int(c.Queue.Bytes), Bus: bus}, logger)
 			logger.Info("touchline-cloud records what the queue holds")
 			group, ctx := errgroup.WithContext(cmd.Context())
 			if t, ok := store.(tender); ok {
 				group.Go(func() error { return t.Run(ctx) })
 			}
 			group.Go(func() error { return recording.Run(ctx) })
-			return errors.Join(group.Wait(), queue.Close(), store.Close())
+			group.Go(func() error { return bus.Run(ctx) }) // there is one: the queue is a cluster
+			return errors.Join(group.Wait(), bus.Close(), queue.Close(), store.Close())
 		},
 	}
 }

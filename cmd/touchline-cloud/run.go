@@ -36,8 +36,12 @@ func runCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return errors.Join(err, store.Close())
 			}
-			err = serve(cmd.Context(), c, parts{store, queue}, logger)
-			return errors.Join(err, queue.Close(), store.Close())
+			bus, err := openBus(&c, store.ID(), logger)
+			if err != nil {
+				return errors.Join(err, queue.Close(), store.Close())
+			}
+			err = serve(cmd.Context(), c, parts{store, queue, bus}, logger)
+			return errors.Join(err, bus.Close(), queue.Close(), store.Close())
 		},
 	}
 }
@@ -47,10 +51,11 @@ func runCommand(s *settings) *cobra.Command {
 // each of 18,000 takes 14 KB, with 40 it takes 10. The environment's GOGC overrides it.
 const gcPercent = 40
 
-// parts are what a node stands on. queue is nil where there is none.
+// parts are what a node stands on. queue and bus are nil where there is none.
 type parts struct {
 	store recordStore
 	queue *jetstream.Queue
+	bus   *jetstream.Bus
 }
 
 // serve runs the cloud until ctx ends; then nobody uses the parts any more.
@@ -65,6 +70,9 @@ func serve(ctx context.Context, c cloud.Config, p parts, logger *slog.Logger) er
 	}
 	opts := c.Options()
 	opts.Rollups = roller.Stats
+	if p.bus != nil {
+		opts.Bus = p.bus
+	}
 	server, err := cloud.NewQueued(opts, p.store, queue, logger)
 	if err != nil {
 		return err
@@ -73,16 +81,22 @@ func serve(ctx context.Context, c cloud.Config, p parts, logger *slog.Logger) er
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	// What the server stands on outlives it: gateways leave a node that drains when what they
+	// sent is stored, and are told so.
+	under, fold := context.WithCancel(context.WithoutCancel(ctx))
 	if t, ok := p.store.(tender); ok {
-		group.Go(func() error { return t.Run(ctx) })
+		group.Go(func() error { return t.Run(under) })
 	}
 	if p.queue != nil {
-		group.Go(func() error { return p.queue.Run(ctx) })
+		group.Go(func() error { return p.queue.Run(under) })
 		if c.Queue.Record {
-			group.Go(func() error { return server.Recording(p.queue).Run(ctx) })
+			group.Go(func() error { return server.Recording(p.queue).Run(under) })
 		}
 	}
+	if p.bus != nil {
+		group.Go(func() error { return p.bus.Run(under) })
+	}
 	group.Go(func() error { return roller.Run(ctx) })
-	group.Go(func() error { return server.Run(ctx) })
+	group.Go(func() error { defer fold(); return server.Run(ctx) })
 	return errors.Join(group.Wait(), server.Close())
 }
