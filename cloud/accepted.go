@@ -141,6 +141,14 @@ func (a *accepted) held() (list []wire.EpochRanges) {
 	return list
 }
 
+// holds says whether the queue accepted all of a block.
+func (a *accepted) holds(b *wire.Block) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e := a.of(b.Epoch)
+	return e != nil && e.held.Contains(b.Range())
+}
+
 // epochs returns those of which something is accepted.
 func (a *accepted) epochs() (list []touchline.Epoch) {
 	for _, er := range a.held() {
@@ -206,19 +214,21 @@ func (in *ingest) watchAccepted(ctx context.Context) {
 func (in *ingest) askStored(ctx context.Context, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, in.timing.ask)
 	defer cancel()
-	asked, answers := 0, true
-	for _, s := range in.roster.greeted() {
+	asked, answers := 0, !in.outage.away.Load()
+	sessions := in.roster.greeted()
+	in.regularise(sessions, now)
+	for _, s := range sessions {
 		if asked == maxQuestions {
 			return
 		}
 		if !s.due.due(now, &in.timing) {
 			continue
 		}
-		asked++
 		s.out.repeatAccepted(s.due.held())
 		if !answers {
 			continue // and is asked when it does
 		}
+		asked++
 		stored, err := in.store.Stored(ctx, s.gateway, s.due.epochs())
 		if err != nil {
 			answers = false

@@ -17,6 +17,9 @@ type Access interface {
 	// HandshakeKeys returns the keys of a gateway, oldest first; none for one
 	// that is unknown or revoked.
 	HandshakeKeys(ctx context.Context, gateway string) ([]credential.GatewayKey, error)
+	// Credentials returns, in no order, all that GatewayByToken and HandshakeKeys
+	// go by, of all gateways that are not revoked.
+	Credentials(ctx context.Context) ([]GatewayCredentials, error)
 	// Enrol uses a claim code up and registers the key. A repeat of the same
 	// has the same answer. The errors are ErrClaim, ErrClaimExpired and
 	// ErrTaken.

@@ -130,9 +130,9 @@ func (b *batcher) submit(ctx context.Context, d Delivery, to receiver) error {
 	b.mu.Lock()
 	if twin, ok := b.pending[key]; ok {
 		// The newest session is told: one that it took over may still be reading
-		// what had arrived, and nobody listens to it.
+		// what had arrived, and nobody listens to it. One without a number is as new as it comes.
 		told := to
-		if d.Session >= twin.session {
+		if d.Session >= twin.session || d.Session == 0 {
 			told, twin.to, twin.session = twin.to, to, d.Session
 		}
 		b.mu.Unlock()

@@ -146,6 +146,7 @@ type QueueConfig struct {
 	MaxBytes        config.Size     `toml:"max_bytes"`
 	MaxAge          config.Duration `toml:"max_age"`
 	Record          bool            `toml:"record"`
+	AccessFor       config.Duration `toml:"access_for"`
 }
 
 // EmbeddedQueue is what queue.nats says for a server in this process.
@@ -183,6 +184,9 @@ func (q *QueueConfig) check(report func(key, problem string)) {
 	}
 	if q.MaxBytes < 16<<20 {
 		report("queue.max_bytes", fmt.Sprintf("is %s: want at least 16MiB", q.MaxBytes))
+	}
+	if q.AccessFor < 0 || q.AccessFor > config.Duration(maxAccessFor) {
+		report("queue.access_for", fmt.Sprintf("%s is out of bounds: want 0s to %s", time.Duration(q.AccessFor), maxAccessFor))
 	}
 	if q.MaxAge < config.Duration(10*time.Minute) {
 		report("queue.max_age", fmt.Sprintf("is %s: want at least 10m", time.Duration(q.MaxAge)))
@@ -316,6 +320,7 @@ func (c *Config) Options() Options {
 		QueueBytes:    int(c.Queue.Bytes),
 		Heartbeat:     time.Duration(c.Heartbeat),
 		MaxQueries:    c.MaxQueries,
+		AccessFor:     time.Duration(c.Queue.AccessFor),
 
 		Handshakes:         c.Limits.Handshakes,
 		GatewayHandshakes:  c.Limits.GatewayHandshakes,

@@ -83,7 +83,7 @@ func (s *Server) sayGoodbye() {
 }
 
 // sendAway asks the gateway to come back at once, when all that it sent is
-// stored: behind a load balancer that leads to another node. It may be called by
+// stored: behind a load balancer that mostly leads to another node. It may be called by
 // any goroutine.
 func (s *session) sendAway(cause cause) {
 	s.in.stats.sentAway[cause].Add(1)
@@ -94,17 +94,18 @@ func (s *session) sendAway(cause cause) {
 	s.out.setGoaway(wire.Goaway{Reason: reason})
 }
 
-// A cause is why a gateway is sent to another node.
+// A cause is why a gateway is asked to come anew.
 type cause int
 
 const (
 	causeDrain     cause = iota // this node stops
 	causeAge                    // its session is older than MaxAge
 	causeImbalance              // this node has more than its share
+	causeOutage                 // its session began while the record store was away
 	causes
 )
 
-func (c cause) String() string { return [causes]string{"drain", "age", "imbalance"}[c] }
+func (c cause) String() string { return [causes]string{"drain", "age", "imbalance", "outage"}[c] }
 
 // expiry returns when a session that began then is old: MaxAge give or take a
 // tenth, so that gateways that came together don't leave together.

@@ -64,3 +64,12 @@ func (s *Server) SetAnnounce(d time.Duration) { s.ingest.timing.announce = d }
 
 // Shed takes a step of balance as if it was that late.
 func (s *Server) Shed(now time.Time) { s.shedder.look(now, s.nodes.peers(time.Now())) }
+
+// SetAsk shortens how long the record store may take to answer, and the time
+// between looks whether it is there.
+func (s *Server) SetAsk(ask, look time.Duration) {
+	s.ingest.timing.ask, s.ingest.timing.access = ask, look
+}
+
+// Away says whether the record store is away, as far as the server has noticed.
+func (s *Server) Away() bool { return s.ingest.outage.away.Load() }

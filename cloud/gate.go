@@ -43,6 +43,7 @@ type ingest struct {
 	each       *buckets
 
 	revision atomic.Uint64 // of who may speak, as the sentry saw it last
+	outage   outage        // of the record store
 }
 
 // An idle gateway has 128 bytes to read with: a whole control frame (RFC 6455,
@@ -151,6 +152,7 @@ type pass struct {
 	keyID    string   // of the key that signed
 	keyEnds  time.Time
 	revision uint64 // of who may speak, read before the pass was checked
+	unasked  bool   // it was checked without the record store, which was away
 }
 
 // authenticate returns the pass of a request, or answers it and returns false.
@@ -171,12 +173,15 @@ func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (p pass, 
 	var h credential.Handshake
 	if strings.Count(token, ".") == 2 {
 		h, err = in.verifier.Verify(token, func(gateway string) ([]credential.GatewayKey, error) {
-			return in.store.HandshakeKeys(ctx, gateway)
+			return in.handshakeKeys(ctx, gateway, &p)
 		})
 		p.gateway, p.keyID, p.keyEnds = h.Gateway, h.KeyID, h.KeyEnds
 	} else {
 		p.token = sha256.Sum256([]byte(token))
-		p.gateway, err = in.store.GatewayByToken(ctx, p.token)
+		p.gateway, err = in.gatewayByToken(ctx, &p)
+	}
+	if p.unasked && errors.Is(err, credential.ErrRefused) && !errors.Is(err, credential.ErrAudience) {
+		err = errNotKnown // its key may be a new one
 	}
 	if err != nil {
 		in.refuse(w, r, err)
@@ -196,7 +201,7 @@ func (in *ingest) authenticate(w http.ResponseWriter, r *http.Request) (p pass, 
 		return pass{}, false
 	}
 	if p.keyID != "" { // at last: who is refused anyway costs no write
-		if err := in.store.Redeem(ctx, h); err != nil {
+		if err := in.redeem(ctx, h, &p); err != nil {
 			in.refuse(w, r, err)
 			return pass{}, false
 		}

@@ -39,7 +39,7 @@ func options() cloud.Options {
 		Handshakes: 10_000, GatewayHandshakes: 10_000, AddressConnections: 10_000, SpareConnections: 256, MaxHeaderBytes: 8 << 10,
 		Timeouts: cloud.Timeouts{Login: 5 * time.Second, Hello: 10 * time.Second, Frames: time.Minute, Archive: time.Minute,
 			Write: 10 * time.Second, Answer: time.Minute, Idle: time.Minute},
-		MaxViewers: 100, ViewerSeries: 4096, LiveLookback: time.Minute,
+		AccessFor: time.Hour, MaxViewers: 100, ViewerSeries: 4096, LiveLookback: time.Minute,
 	}
 }
 
@@ -186,6 +186,14 @@ func (m *memory) HandshakeKeys(ctx context.Context, gateway string) (keys []cred
 		keys = append(keys, credential.GatewayKey{Public: k[:]})
 	}
 	return keys, err
+}
+
+func (m *memory) Credentials(ctx context.Context) (list []cloud.GatewayCredentials, err error) {
+	for _, id := range m.gateways {
+		keys, _ := m.HandshakeKeys(ctx, id)
+		list = append(list, cloud.GatewayCredentials{Gateway: id, Token: sha256.Sum256([]byte(token(id))), Keys: keys})
+	}
+	return list, nil
 }
 
 var errNotHere = errors.New("this store of a test has no claim codes, rolls and API keys; SQLite has")

@@ -91,7 +91,7 @@ var simples = []simple{
 
 var (
 	handshakesDesc = desc("handshakes_total", "Uplink handshakes by result.", "result")
-	sentAwayDesc   = desc("sessions_sent_away_total", "Gateways asked to go to another node: drain, age, or imbalance.", "cause")
+	sentAwayDesc   = desc("sessions_sent_away_total", "Gateways asked to come anew, at another node: drain, age, imbalance, or outage (of the record store, when they came).", "cause")
 	closedDesc     = desc("sessions_closed_total", "Uplinks that ended, by WebSocket close code; 0 is a connection that broke.", "code")
 	queriesDesc    = desc("queries_total", "Reads of samples by result.", "result")
 	omittedDesc    = desc("live_samples_left_out_total", "Samples that a viewer was not sent: slow viewer, late sample, too many series, or a value above 1 KiB.", "reason")

@@ -36,6 +36,10 @@ type Options struct {
 	// bytes each. When it is full, connections are not read.
 	QueueBytes int
 
+	// AccessFor is how long, while the record store is away and there is a queue,
+	// gateways come in by what it said last of their credentials; 0 lets none in.
+	AccessFor time.Duration
+
 	// Heartbeat is the interval of pings from both sides. A gateway that was not
 	// heard of for two of them is dropped.
 	Heartbeat time.Duration
@@ -148,6 +152,7 @@ const (
 	maxLookback     = time.Hour
 	minShedAbove    = 5
 	maxShedAbove    = 1000
+	maxAccessFor    = 7 * 24 * time.Hour
 )
 
 func (o *Options) validate() error {
@@ -183,6 +188,7 @@ func (o *Options) validate() error {
 	need(o.Drain >= 0 && o.Drain <= maxDrain, "Drain is %s: want 0s to %s", o.Drain, maxDrain)
 	need(o.MaxAge >= 0 && o.MaxAge <= maxMaxAge, "MaxAge is %s: want 0s to %s", o.MaxAge, maxMaxAge)
 	need(o.ShedAbove == 0 || o.ShedAbove >= minShedAbove && o.ShedAbove <= maxShedAbove, "ShedAbove is %d: want 0, or %d to %d", o.ShedAbove, minShedAbove, maxShedAbove)
+	need(o.AccessFor >= 0 && o.AccessFor <= maxAccessFor, "AccessFor is %s: want 0s to %s", o.AccessFor, maxAccessFor)
 	need(o.MaxQueries >= 1 && o.MaxQueries <= 1024, "MaxQueries is %d: want 1 to 1024", o.MaxQueries)
 	need(o.SpareConnections >= 1 && o.SpareConnections <= 100_000, "SpareConnections is %d: want 1 to 100000", o.SpareConnections)
 	need(o.MaxHeaderBytes >= minHeaderBytes && o.MaxHeaderBytes <= 1<<20, "MaxHeaderBytes is %d: want %d to %d", o.MaxHeaderBytes, minHeaderBytes, 1<<20)

@@ -68,8 +68,8 @@ func (r *roster) silent(since time.Time) (pages []map[string]uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for gateway, s := range r.newest {
-		if s.lastSeen.Load() > since.UnixNano() {
-			continue
+		if s.number == 0 || s.lastSeen.Load() > since.UnixNano() {
+			continue // one that began without the store is asked to begin anew
 		}
 		if len(pages) == 0 || len(pages[len(pages)-1]) == maxAsked {
 			pages = append(pages, map[string]uint64{})

@@ -156,6 +156,10 @@ func (s *session) block(from *wire.FrameBlock, received time.Time) error {
 		return breach(fmt.Sprintf("the window of %d bytes and %d blocks was overrun by more than one block",
 			s.in.roster.full.Bytes, s.in.roster.full.Blocks))
 	}
+	if s.in.queue != nil && s.absorbed(b) {
+		s.out.addAccepted(b)
+		return nil
+	}
 	own := *b
 	own.Data = bytes.Clone(b.Data) // exactly its size, so that the queue's account is the truth
 	d := Delivery{Gateway: s.gateway, Session: s.number, Block: own, Lane: from.Lane, Received: received}
@@ -222,22 +226,12 @@ func (s *session) hello(m *wire.Hello) error {
 	}
 	ctx, cancel := s.within(s.in.timing.ask)
 	defer cancel()
-	store, number, err := s.in.store.NewSession(ctx, s.gateway)
+	store, number, stored, err := s.introduce(ctx, m)
 	if err != nil {
-		return s.noStore(fmt.Errorf("begin session: %w", err))
-	}
-	epochs := make([]touchline.Epoch, len(m.Epochs))
-	for i := range m.Epochs {
-		epochs[i] = m.Epochs[i].Epoch
-	}
-	stored, err := s.in.store.Stored(ctx, s.gateway, epochs)
-	if err != nil {
-		return s.noStore(fmt.Errorf("read what is stored: %w", err))
-	}
-	s.number = number
-	s.logged.Store(number)
-	if err := s.opened(ctx, m.Epoch); err != nil {
-		return s.noStore(err)
+		if !s.without(err) {
+			return s.noStore(err)
+		}
+		store, number, stored = s.in.store.ID(), 0, nil
 	}
 	if s.in.queue != nil {
 		if s.silence, err = s.in.queue.Hear(s.gateway, s.hearStored); err != nil {
@@ -251,6 +245,7 @@ func (s *session) hello(m *wire.Hello) error {
 	}
 	s.greeted = true
 	stored, complete := trimStored(stored, m.Epochs)
+	complete = complete && number != 0 // who was not asked has left everything out
 	s.out.setWelcome(&wire.Welcome{
 		Store: store, Session: number, Stored: stored, Complete: complete, Window: window,
 		MaxFrame: s.in.opts.MaxFrameBytes, Heartbeat: int(s.in.opts.Heartbeat.Milliseconds()), Time: time.Now(),
@@ -320,6 +315,9 @@ func (s *session) lost(m *wire.Lost) error {
 	}
 	err := s.untilRecorded(func(ctx context.Context) error { return s.in.store.Lost(ctx, s.gateway, s.number, *m) })
 	if err != nil {
+		if s.without(err) {
+			return nil // and it is said again
+		}
 		return s.noStore(fmt.Errorf("record lost samples: %w", err))
 	}
 	s.in.stats.lostSamples.Add(m.Ranges.Count())
@@ -340,6 +338,9 @@ func (s *session) clock(m *wire.Clock) error {
 	}
 	err = s.untilRecorded(func(ctx context.Context) error { return s.in.store.Clock(ctx, s.gateway, s.number, clock) })
 	if err != nil {
+		if s.without(err) {
+			return nil
+		}
 		return s.noStore(fmt.Errorf("record clock: %w", err))
 	}
 	s.log.Info("gateway knows its clock", "boot", clock.Boot, "state", clock.State.String(), "switched_on", time.Unix(0, clock.Offset).UTC())
@@ -355,6 +356,9 @@ func (s *session) untilRecorded(record func(context.Context) error) error {
 	ctx, cancel := s.within(s.in.opts.Heartbeat)
 	defer cancel()
 	for wait := s.in.timing.retryMin; ; wait = min(2*wait, s.in.timing.retryMax) {
+		if s.in.outage.away.Load() || s.number == 0 { // without a number the store can't tell which message is the newer
+			return errAway
+		}
 		err := record(ctx)
 		if err == nil || errors.Is(err, ErrOvertaken) {
 			return err

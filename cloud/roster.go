@@ -86,12 +86,12 @@ func (r *roster) enter(s *session) {
 
 // greet makes s, which has its number now, its gateway's newest session and
 // returns its window. The session that was the newest is ended; where that has a
-// higher number, s itself is, and ok is false.
+// higher number, s itself is, and ok is false. One without a number is as new as it comes.
 func (r *roster) greet(s *session) (window wire.Window, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if other := r.newest[s.gateway]; other != nil {
-		if other.number > s.number {
+		if s.number != 0 && other.number > s.number {
 			return wire.Window{}, false
 		}
 		other.out.end(overtaken)

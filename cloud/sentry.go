@@ -22,23 +22,25 @@ func (in *ingest) watchAccess(stop context.Context) {
 	ticker := time.NewTicker(in.timing.access)
 	defer ticker.Stop()
 	for well := true; ; {
-		select {
-		case <-stop.Done():
-			return
-		case <-ticker.C:
-		}
 		err := in.lookAgain(stop)
 		if err != nil && well && stop.Err() == nil {
 			in.log.Error("look who may still speak; it is tried again", "error", err)
 		}
 		well = err == nil
+		select {
+		case <-stop.Done():
+			return
+		case <-ticker.C:
+		}
 	}
 }
 
 func (in *ingest) lookAgain(ctx context.Context) error {
+	stop := ctx
 	ctx, cancel := context.WithTimeout(ctx, in.timing.ask)
 	defer cancel()
 	revision, err := in.store.AccessRevision(ctx)
+	in.lookAround(stop, revision, err)
 	if err != nil {
 		return err
 	}

@@ -86,6 +86,9 @@ func NewQueued(opts Options, store Store, queue Queue, logger *slog.Logger) (*Se
 		mutual:     mutual{header: opts.ClientCertHeader, from: addresses{opts.TrustedProxies}, stats: s.stats},
 		handshakes: newTurnstile(opts.Handshakes),
 		each:       newBuckets(float64(opts.GatewayHandshakes)/60, float64(opts.GatewayHandshakes), opts.MaxGateways)}
+	if queue != nil {
+		s.ingest.outage.patience = opts.AccessFor
+	}
 	s.batcher.onLoad = s.ingest.roster.refresh
 	s.reader = &reader{archive: store, timeout: opts.Timeouts.Answer, stats: s.stats, log: logger, slots: make(chan struct{}, opts.MaxQueries)}
 	s.live = newLive(opts, s.stats, logger)
@@ -342,7 +345,8 @@ func (s *Server) awaitSessions() {
 }
 
 // Ready returns why this node is of no use to gateways now; nil where it is:
-// it is running, the record store answers, and the last transaction succeeded.
+// it is running, the record store answers, and the last transaction succeeded. Behind
+// a queue it can do without the store for a time.
 func (s *Server) Ready(ctx context.Context) error {
 	if s.ingest.roster.stopping() {
 		return errDraining
@@ -350,8 +354,11 @@ func (s *Server) Ready(ctx context.Context) error {
 	if err := s.batcher.Health(); err != nil {
 		return err
 	}
+	if s.ingest.outage.away.Load() && s.ingest.outage.endures(time.Now()) {
+		return nil
+	}
 	// The hash of no token: to find one would be to invert SHA-256.
-	if _, err := s.store.GatewayByToken(ctx, [32]byte{}); err != nil && !errors.Is(err, ErrUnknownToken) {
+	if _, err := s.store.GatewayByToken(ctx, [32]byte{}); err != nil && !errors.Is(err, ErrUnknownToken) && !s.ingest.outage.endures(time.Now()) {
 		return fmt.Errorf("ask record store: %w", err)
 	}
 	return nil

@@ -31,7 +31,8 @@ type session struct {
 	revision atomic.Uint64 // of who may speak, at which the pass was good
 	passEnds atomic.Int64  // ns since the Unix epoch; 0: not known yet. See sentry.go
 
-	number   uint64       // from the store; set before the roster has the session
+	number   uint64       // from the store, 0 where it was away (outage.go); set before the roster has the session
+	regular  atomic.Bool  // it has number 0, and was asked to begin anew
 	lastSeen atomic.Int64 // ns since the Unix epoch
 	rtt      atomic.Int64 // ns; 0 is not known yet
 	blocks   atomic.Uint64

@@ -3,6 +3,7 @@ package recordertest
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,37 @@ var accessTests = map[string]func(*fixture){
 			f.handshakes("south", 2)
 			if g := f.gateway("north"); g.Revoked == nil {
 				f.Errorf("the gateway is %+v", g)
+			}
+			f.reopen()
+		}
+	},
+
+	"Credentials_AreAllThatLetAGatewayIn": func(f *fixture) {
+		f.addGateways("north", "south", "east", "west")
+		f.addKey("north", 1)
+		f.addKey("north", 2)
+		f.addKey("east", 3)
+		if err := f.second().RevokeGateway(f.Context(), "west"); err != nil {
+			f.Fatal(err)
+		}
+		for range 2 {
+			list, err := f.store.Credentials(f.Context())
+			if err != nil || len(list) != 3 {
+				f.Fatalf("Credentials: %v %v, want those of three gateways", list, err)
+			}
+			keys := map[string]int{}
+			for _, g := range list {
+				if named, err := f.store.GatewayByToken(f.Context(), g.Token); err != nil || named != g.Gateway {
+					f.Errorf("the token of %s is of %q: %v", g.Gateway, named, err)
+				}
+				want, err := f.store.HandshakeKeys(f.Context(), g.Gateway)
+				if err != nil || !reflect.DeepEqual(g.Keys, want) {
+					f.Errorf("%s has the keys %v: %v, want %v", g.Gateway, g.Keys, err, want)
+				}
+				keys[g.Gateway] = len(g.Keys)
+			}
+			if keys["north"] != 2 || keys["south"] != 0 || keys["east"] != 1 {
+				f.Errorf("the keys are %v", keys)
 			}
 			f.reopen()
 		}
