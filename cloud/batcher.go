@@ -69,7 +69,7 @@ type batcher struct {
 
 	room     *semaphore.Weighted // QueueBytes; first come, first served
 	capacity int
-	onLoad   func() // called when load changed, by any goroutine
+	onLoad   func() // called when load changed, by any goroutine; nil where no gateway's window follows it
 
 	// onRecorded is called once a transaction is committed and synced; it does not block.
 	onRecorded func([]Delivery, []Outcome)

@@ -52,6 +52,9 @@ func (b *batcher) weigh(now time.Time) (tell func()) {
 	if b.load == was {
 		return func() {}
 	}
+	if b.onLoad == nil {
+		return func() {} // nobody's window follows it
+	}
 	is, blocks := b.load, len(b.pending)
 	return func() {
 		switch {

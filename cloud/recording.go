@@ -55,7 +55,7 @@ func (s *Server) Recording(source Source) *Recording {
 func newRecording(store Recorder, source Source, queueBytes int, stats *counters, logger *slog.Logger) *Recording {
 	r := &Recording{source: source, stats: stats, log: logger, stored: map[string][]wire.EpochRanges{}}
 	r.batcher = newBatcher(store, queueBytes, stats, logger)
-	r.batcher.settled = r.settle
+	r.batcher.settled, r.batcher.onLoad = r.settle, nil
 	return r
 }
 

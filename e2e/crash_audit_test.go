@@ -61,7 +61,11 @@ func (s *site) audit(c *crowd) *verdict {
 	v := &verdict{by: map[string]uint64{}}
 	s.tally(c, v)
 	s.cloud.terminate()
-	s.auditFile(v)
+	if s.storeURL != "" {
+		s.auditPostgres(v)
+	} else {
+		s.auditFile(v)
+	}
 	return v
 }
 

@@ -240,6 +240,7 @@ type site struct {
 	beginCloud, beginGateway     func(*exec.Cmd) error
 	evicts                       bool // its gateway may evict: epochs may have holes
 	ledger                       *ledger
+	storeURL                     string // of PostgreSQL, with its password; "": SQLite in cloudData
 }
 
 // newSite registers a gateway and writes both configurations; nothing runs.
