@@ -14,15 +14,22 @@ import (
 	"go.uber.org/goleak"
 
 	"touchline/cloud"
+	"touchline/cloud/postgres"
 	"touchline/cloud/recordertest"
 	"touchline/cloud/sqlite"
+	"touchline/internal/pgtest"
 )
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv(childRole); role != "" {
 		os.Exit(runChild())
 	}
-	goleak.VerifyTestMain(m)
+	code := pgtest.Main(m)
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 // patience is how long a test waits for what must happen.
@@ -50,7 +57,7 @@ func openQueue(t testing.TB, opts Options) *Queue {
 // A way is a record store behind a queue: Record returns when what it was given
 // went into the queue, came out of it, and is recorded.
 type way struct {
-	*sqlite.Store
+	recordertest.Store
 	pipe *pipe
 }
 
@@ -119,7 +126,34 @@ func (w *way) publish(ctx context.Context, batch []cloud.Delivery) error {
 }
 
 // The queue has no say in what is recorded: a store behind one is what it was.
-func TestQueue_RecordStoreBehindItConforms(t *testing.T) {
+func TestQueue_SQLiteBehindItConforms(t *testing.T) {
+	dir := memoryDir(t)
+	conforms(t, func(t *testing.T) (recordertest.Store, error) {
+		return sqlite.Open(t.Context(), filepath.Join(dir, t.Name()), slog.New(slog.DiscardHandler))
+	})
+}
+
+func TestQueue_PostgreSQLBehindItConforms(t *testing.T) {
+	server := pgtest.Shared(t)
+	template := server.Database(t)
+	made, err := postgres.Open(t.Context(), postgres.Options{URL: template}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := made.Close(); err != nil {
+		t.Fatal(err)
+	}
+	databases := map[string]string{}
+	conforms(t, func(t *testing.T) (recordertest.Store, error) {
+		if databases[t.Name()] == "" { // one test opens its store several times
+			databases[t.Name()] = server.Clone(t, template)
+		}
+		return postgres.Open(t.Context(), postgres.Options{URL: databases[t.Name()]}, slog.New(slog.DiscardHandler))
+	})
+}
+
+// conforms runs the suite on a record store behind a queue.
+func conforms(t *testing.T, open func(*testing.T) (recordertest.Store, error)) {
 	dir := memoryDir(t) // what survives a kill is another test
 	opts := options(filepath.Join(dir, "queue"))
 	opts.Duplicates = 0 // so that the store's cursor sees each repeat
@@ -135,7 +169,7 @@ func TestQueue_RecordStoreBehindItConforms(t *testing.T) {
 	defer wg.Wait()
 	defer cancel()
 	recordertest.Run(t, func(t *testing.T) recordertest.Store {
-		store, err := sqlite.Open(t.Context(), filepath.Join(dir, t.Name()), slog.New(slog.DiscardHandler))
+		store, err := open(t)
 		if err != nil {
 			t.Fatal(err)
 		}
