@@ -147,6 +147,7 @@ type QueueConfig struct {
 	MaxAge          config.Duration `toml:"max_age"`
 	Record          bool            `toml:"record"`
 	AccessFor       config.Duration `toml:"access_for"`
+	RecordListen    string          `toml:"record_listen"`
 }
 
 // EmbeddedQueue is what queue.nats says for a server in this process.
@@ -184,6 +185,11 @@ func (q *QueueConfig) check(report func(key, problem string)) {
 	}
 	if q.MaxBytes < 16<<20 {
 		report("queue.max_bytes", fmt.Sprintf("is %s: want at least 16MiB", q.MaxBytes))
+	}
+	if q.RecordListen != "" {
+		if _, err := touchline.Loopback(q.RecordListen); err != nil {
+			report("queue.record_listen", err.Error())
+		}
 	}
 	if q.AccessFor < 0 || q.AccessFor > config.Duration(maxAccessFor) {
 		report("queue.access_for", fmt.Sprintf("%s is out of bounds: want 0s to %s", time.Duration(q.AccessFor), maxAccessFor))

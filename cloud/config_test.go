@@ -61,6 +61,8 @@ func TestLoadConfig_ReportsBadSettings(t *testing.T) {
 		{"[queue]\nshards = 0", ":2: queue.shards: is 0: want 1 to 64"},
 		{"[queue]\nmax_bytes = \"1MiB\"", ":2: queue.max_bytes: is 1MiB: want at least 16MiB"},
 		{"[queue]\nmax_age = \"1m\"", ":2: queue.max_age: is 1m0s: want at least 10m"},
+		{"[queue]\naccess_for = \"200h\"", ":2: queue.access_for: 200h0m0s is out of bounds"},
+		{"[queue]\nrecord_listen = \"8091\"", ":2: queue.record_listen: \"8091\" is no address to listen on"},
 		{"[tls]\nclient_ca = \"ca.pem\"", ":2: tls.client_ca: needs tls.cert and tls.key, or tls.client_cert_header"},
 		{"[tls]\nclient_cert_header = \"X-SSL-Client-Cert\"", ":2: tls.client_cert_header: needs tls.client_ca, by which the certificates are checked, and trusted_proxies"},
 		{"[tls]\nclient_cert_header = \"X SSL\"", ":2: tls.client_cert_header: \"X SSL\" is no name of a header"},

@@ -73,18 +73,18 @@ func (r *remote) Stored(ctx context.Context, gateway string, epochs []touchline.
 	return reached(r, ctx, func() ([]wire.EpochRanges, error) { return r.Store.Stored(ctx, gateway, epochs) })
 }
 
-func (r *remote) Lost(ctx context.Context, gateway string, lost wire.Lost) error {
+func (r *remote) Lost(ctx context.Context, gateway string, session uint64, lost wire.Lost) error {
 	if err := r.reach(ctx); err != nil {
 		return err
 	}
-	return r.Store.Lost(ctx, gateway, lost)
+	return r.Store.Lost(ctx, gateway, session, lost)
 }
 
-func (r *remote) Clock(ctx context.Context, gateway string, clock touchline.Clock) error {
+func (r *remote) Clock(ctx context.Context, gateway string, session uint64, clock touchline.Clock) error {
 	if err := r.reach(ctx); err != nil {
 		return err
 	}
-	return r.Store.Clock(ctx, gateway, clock)
+	return r.Store.Clock(ctx, gateway, session, clock)
 }
 
 func (r *remote) GatewayByToken(ctx context.Context, hash [32]byte) (string, error) {
@@ -106,8 +106,8 @@ func (r *remote) Redeem(ctx context.Context, h credential.Handshake) error {
 	return r.Store.Redeem(ctx, h)
 }
 
-func (r *remote) Opened(ctx context.Context, gateway string, epoch touchline.Epoch) (bool, error) {
-	return reached(r, ctx, func() (bool, error) { return r.Store.Opened(ctx, gateway, epoch) })
+func (r *remote) Opened(ctx context.Context, gateway string, session uint64, epoch touchline.Epoch) (bool, error) {
+	return reached(r, ctx, func() (bool, error) { return r.Store.Opened(ctx, gateway, session, epoch) })
 }
 
 func (r *remote) AccessRevision(ctx context.Context) (uint64, error) {

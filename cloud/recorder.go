@@ -71,6 +71,10 @@ type Delivery struct {
 	Clock    *wire.BlockClock   // as Block.Data has it; nil where it says nothing of it
 	Problem  string             // why it could not be decoded; such a block is kept aside
 	Received time.Time
+
+	// Of a delivery that came out of a queue; zero for others.
+	Accepted time.Time // when the queue held it, by its server's clock
+	Again    bool      // it was given out before
 }
 
 // An Outcome says what became of a delivery; its samples are stored in

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -20,6 +21,7 @@ import (
 // context.
 type Recording struct {
 	source  Source
+	bus     Bus // nil is none
 	batcher *batcher
 	stats   *counters
 	log     *slog.Logger
@@ -39,7 +41,7 @@ type RecordingOptions struct {
 func NewRecording(store Recorder, source Source, opts RecordingOptions, logger *slog.Logger) *Recording {
 	r := newRecording(store, source, opts.QueueBytes, newCounters(), logger)
 	if opts.Bus != nil {
-		r.batcher.onRecorded = publishTo(opts.Bus)
+		r.bus, r.batcher.onRecorded = opts.Bus, publishTo(opts.Bus)
 	}
 	return r
 }
@@ -88,7 +90,10 @@ func (r *Recording) Run(ctx context.Context) error {
 }
 
 func (r *Recording) take(ctx context.Context, d Delivery, t Ticket) error {
-	return r.batcher.submit(ctx, d, &taken{r, d.Gateway, t})
+	if d.Again {
+		r.stats.queue.redelivered.Add(1)
+	}
+	return r.batcher.submit(ctx, d, &taken{r, d.Gateway, d.Accepted, t})
 }
 
 // settle tells who waits, and only then lets the queue forget: a process that
@@ -130,6 +135,7 @@ func (r *Recording) Stats() Stats {
 type taken struct {
 	r       *Recording
 	gateway string
+	since   time.Time // when the queue held it; zero is not known
 	ticket  Ticket
 }
 
@@ -138,6 +144,9 @@ func (t *taken) stored(b *wire.Block) {
 	addRange(&list, b.Epoch, b.Range())
 	t.r.stored[t.gateway] = list
 	t.r.tickets = append(t.r.tickets, t.ticket)
+	if !t.since.IsZero() {
+		t.r.stats.queue.acceptedToStored.observe(max(0, time.Since(t.since).Seconds()))
+	}
 }
 
 // forget: it came once more, and the newer ticket counts.

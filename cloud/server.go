@@ -99,6 +99,7 @@ func NewQueued(opts Options, store Store, queue Queue, logger *slog.Logger) (*Se
 	s.shedder = newShedder(s.ingest)
 	s.nodes = newAnnouncer(s)
 	s.registry = newRegistry(s.Stats)
+	s.registry.MustRegister(&queueCollector{queue: queue, bus: s.live.bus, stats: s.stats.queue})
 	return s, nil
 }
 

@@ -95,6 +95,7 @@ type counters struct {
 	liveDecoded, liveDropped              atomic.Uint64
 	batchBlocks, recordSeconds, sampleAge *histogram
 	publishSeconds                        *histogram
+	queue                                 *queueStats
 
 	mu         sync.Mutex // covers the maps; both have a fixed, small set of keys
 	handshakes map[string]uint64
@@ -109,6 +110,7 @@ func newCounters() *counters {
 		recordSeconds:  newHistogram(exponential(0.00025, 2, 16)),
 		sampleAge:      newHistogram(ageBounds()),
 		publishSeconds: newHistogram(exponential(0.00025, 2, 16)),
+		queue:          newQueueStats(),
 		handshakes: map[string]uint64{handshakeAccepted: 0, handshakeUnauthorized: 0,
 			handshakeForbidden: 0, handshakeMalformed: 0, handshakeUnavailable: 0, handshakeTooMany: 0},
 		closed: map[int]uint64{},

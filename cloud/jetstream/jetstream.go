@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -32,6 +33,8 @@ type Queue struct {
 	unlock   func() error   // of its folder
 	conn     *nats.Conn
 	js       jetstream.JetStream
+
+	duplicates atomic.Uint64 // blocks published that a stream knew
 
 	notices chan *nats.Msg
 	mu      sync.Mutex // covers what follows
@@ -163,20 +166,6 @@ func (q *Queue) makeStream(ctx context.Context, want jetstream.StreamConfig) (je
 		}
 		pause(ctx, 100*time.Millisecond)
 	}
-}
-
-// Waiting returns how much the streams hold that is not recorded.
-func (q *Queue) Waiting(ctx context.Context) (blocks, bytes uint64, err error) {
-	names := q.js.StreamNames(ctx, jetstream.WithStreamListSubject(q.opts.subjects()))
-	for name := range names.Name() {
-		stream, err := q.js.Stream(ctx, name)
-		if err != nil {
-			return 0, 0, fmt.Errorf("ask stream %s: %w", name, err)
-		}
-		state := stream.CachedInfo().State
-		blocks, bytes = blocks+state.Msgs, bytes+state.Bytes
-	}
-	return blocks, bytes, names.Err()
 }
 
 // Close gives the connection and the embedded server back. It may be called

@@ -86,7 +86,10 @@ func (q *Queue) publishEach(ctx context.Context, list []*nats.Msg) error {
 	}
 	for _, answer := range answers {
 		select {
-		case <-answer.Ok():
+		case said := <-answer.Ok():
+			if said.Duplicate {
+				q.duplicates.Add(1)
+			}
 		case err := <-answer.Err():
 			return fmt.Errorf("publish to %s: %w", answer.Msg().Subject, err)
 		case <-ctx.Done():

@@ -98,6 +98,9 @@ func (q *Queue) takeWhileWell(ctx context.Context, name string, take func(contex
 			ticket{q, m}.Drop()
 			continue
 		}
+		if about, err := m.Metadata(); err == nil {
+			d.Accepted, d.Again = about.Timestamp, about.NumDelivered > 1
+		}
 		if err := take(ctx, d, ticket{q, m}); err != nil {
 			ticket{q, m}.Return()
 			return err

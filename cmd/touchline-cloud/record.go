@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -44,7 +45,8 @@ func recordCommand(s *settings) *cobra.Command {
 		Short: "Record what the queue holds, in a process of its own, until SIGTERM or Ctrl-C",
 		Long: "record takes blocks out of the queue (queue.nats, a cluster) and commits them to the\n" +
 			"record store. Any number of these may run, anywhere; what one of them had when it died\n" +
-			"the others record after 15 s. It listens nowhere.",
+			"the others record after 15 s. Where queue.record_listen names an address, it answers\n" +
+			"/metrics, /livez and /readyz there.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.load()
@@ -67,6 +69,12 @@ func recordCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return errors.Join(err, queue.Close(), store.Close())
 			}
+			var status net.Listener // nil is none
+			if c.Queue.RecordListen != "" {
+				if status, err = cloud.ListenStatus(c.Queue.RecordListen); err != nil {
+					return errors.Join(err, bus.Close(), queue.Close(), store.Close())
+				}
+			}
 			recording := cloud.NewRecording(store, queue, cloud.RecordingOptions{QueueBytes: int(c.Queue.Bytes), Bus: bus}, logger)
 			logger.Info("touchline-cloud records what the queue holds")
 			group, ctx := errgroup.WithContext(cmd.Context())
@@ -74,6 +82,9 @@ func recordCommand(s *settings) *cobra.Command {
 				group.Go(func() error { return t.Run(ctx) })
 			}
 			group.Go(func() error { return recording.Run(ctx) })
+			if status != nil {
+				group.Go(func() error { return recording.Answer(ctx, status) })
+			}
 			group.Go(func() error { return bus.Run(ctx) }) // there is one: the queue is a cluster
 			return errors.Join(group.Wait(), bus.Close(), queue.Close(), store.Close())
 		},
