@@ -272,7 +272,7 @@ func (b *batcher) record(stop, work context.Context, entries []*entry) {
 	}
 	b.failures++
 	b.stats.recordErrors.Add(1)
-	if b.failures >= isolateAfter && !errors.Is(err, ErrUnavailable) {
+	if b.into == nil && b.failures >= isolateAfter && !errors.Is(err, ErrUnavailable) {
 		if g = b.isolate(stop, work, g); g.len() == 0 {
 			b.health(nil)
 			b.failures = 0
@@ -344,7 +344,7 @@ func (b *batcher) publish(ctx context.Context, g batch) error {
 	b.began = time.Time{}
 	b.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return err
 	}
 	b.stats.blocksAccepted.Add(uint64(g.len()))
 	b.done(g.entries, func(e *entry, to receiver) { to.accepted(&e.delivery.Block) })

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -107,4 +108,21 @@ func (s *site) drainedWithin(t *testing.T, patience time.Duration) {
 			t.Fatalf("the buffer holds %d samples after %s", s.status().Buffer.Samples, patience)
 		}
 	}
+}
+
+// A node that drains goes on recording what its own queue holds: its gateways are
+// told what is stored until the last of them has left.
+func TestQueue_ANodeThatDrainsRecordsOn(t *testing.T) {
+	s, _ := newSiteOn(t, engine{queue: true}, "[balancer]\ndrain_delay = \"5m\"\n")
+	s.startCloud()
+	s.startGateway()
+	c := s.publish(clientOptions{transport: "ws", samples: 5, window: 32, pace: 1})
+	waitFor(t, "the first samples to be stored", func() bool { return s.metric("samples_stored_total") > 0 })
+	if err := s.cloud.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the node to drain", func() bool { return s.metric("draining") == 1 })
+	c.more(t, 100)
+	c.finish(t)
+	s.drained()
 }
