@@ -86,7 +86,7 @@ func (l *listener) until(want []cloud.Recorded) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	last := shownAs(want[len(want)-1:])
-	for !slices.Contains(shownAs(l.list()), last[0]) {
+	for !slices.Equal(shownAs(l.newest()), last) {
 		select {
 		case <-l.wake:
 		case <-timer.C:
@@ -96,6 +96,13 @@ func (l *listener) until(want []cloud.Recorded) {
 	if got, want := shownAs(l.list()), shownAs(want); !slices.Equal(got, want) {
 		l.t.Fatalf("%d blocks were heard, which are not the %d that were published, in order:\n%.300s\n%.300s", len(got), len(want), got, want)
 	}
+}
+
+// newest is a list of the last that was heard.
+func (l *listener) newest() []cloud.Recorded {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.heard[max(0, len(l.heard)-1):])
 }
 
 func shownAs(list []cloud.Recorded) (text []string) {
