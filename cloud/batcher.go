@@ -136,6 +136,7 @@ func (b *batcher) submit(ctx context.Context, d Delivery, to receiver) error {
 			told, twin.to, twin.session = twin.to, to, d.Session
 		}
 		b.mu.Unlock()
+		b.stats.repeatsWaiting.Add(1)
 		b.room.Release(int64(cost))
 		told.forget(&d.Block)
 		return nil
@@ -325,7 +326,8 @@ func (b *batcher) attempt(ctx context.Context, g batch) error {
 	if err != nil {
 		return err
 	}
-	b.stats.batchBlocks.observe(float64(g.len()))
+	b.weighed(g)
+	waited(b.stats.storedLag, g.deliveries, now)
 	b.count(g, outcomes, now)
 	b.done(g.entries, func(e *entry, to receiver) { to.stored(&e.delivery.Block) })
 	b.onRecorded(g.deliveries, outcomes)
@@ -346,6 +348,7 @@ func (b *batcher) publish(ctx context.Context, g batch) error {
 	if err != nil {
 		return err
 	}
+	waited(b.stats.acceptedLag, g.deliveries, time.Now())
 	b.stats.blocksAccepted.Add(uint64(g.len()))
 	b.done(g.entries, func(e *entry, to receiver) { to.accepted(&e.delivery.Block) })
 	return nil
@@ -358,6 +361,7 @@ func (b *batcher) health(err error) {
 	b.trouble = err
 	waiting := len(b.pending)
 	b.mu.Unlock()
+	b.noteHealth()
 	switch {
 	case err != nil && before == nil:
 		b.log.Error("the "+b.station()+" fails; blocks wait and are tried again", "error", err, "blocks_waiting", waiting)
@@ -389,7 +393,7 @@ func (b *batcher) Health() error {
 
 func (b *batcher) count(g batch, outcomes []Outcome, now time.Time) {
 	var age ages
-	var blocks, samples, repeats, aside uint64
+	var blocks, samples, bytes, repeats, aside uint64
 	var firstAside int
 	for i, o := range outcomes {
 		d := &g.deliveries[i]
@@ -403,6 +407,7 @@ func (b *batcher) count(g batch, outcomes []Outcome, now time.Time) {
 		default:
 			blocks++
 			samples += uint64(d.Block.Count)
+			bytes += uint64(len(d.Block.Data))
 			age.observe(now.UnixNano(), d.Samples)
 		}
 	}
@@ -413,6 +418,7 @@ func (b *batcher) count(g batch, outcomes []Outcome, now time.Time) {
 	}
 	b.stats.blocksStored.Add(blocks)
 	b.stats.samplesStored.Add(samples)
+	b.stats.bytesStored.Add(bytes)
 	b.stats.repeats.Add(repeats)
 	b.stats.keptAside.Add(aside)
 	b.stats.sampleAge.add(age.counts[:], age.sum)

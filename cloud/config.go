@@ -347,9 +347,13 @@ func (c *Config) Options() Options {
 		Drain:            time.Duration(c.Balancer.Drain),
 		MaxAge:           time.Duration(c.Balancer.MaxAge),
 		ShedAbove:        c.Balancer.ShedAbove,
+		StoreUnsynced:    c.StoreUnsynced,
 		MaxViewers:       c.Live.Viewers,
 		ViewerSeries:     c.Live.Series,
 		LiveLookback:     time.Duration(c.Live.Lookback),
+	}
+	if c.Store == "" || c.Queue.NATS == EmbeddedQueue {
+		o.Data = c.Data
 	}
 	for _, text := range c.TrustedProxies {
 		if p, err := prefix(text); err == nil { // Check names those that are none

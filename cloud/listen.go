@@ -139,15 +139,15 @@ func (l *addressListener) leave(name string) {
 // listenTLS returns a listener that speaks TLS 1.2 or newer, with a
 // certificate that is read again when its files change, and asks for a client
 // certificate of clients, if there are any.
-func listenTLS(inner net.Listener, o *Options, clients *x509.CertPool, logger *slog.Logger) (net.Listener, error) {
+func listenTLS(inner net.Listener, o *Options, clients *x509.CertPool, logger *slog.Logger) (net.Listener, *credential.CertificateFile, error) {
 	files, err := credential.OpenCertificateFile(o.CertFile, o.KeyFile, logger)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	settings := credential.ServerTLS(files)
 	settings.NextProtos = []string{"http/1.1"} // a WebSocket is an upgrade of it
 	if clients != nil {
 		settings.ClientCAs, settings.ClientAuth = clients, tls.RequestClientCert // mutual checks it
 	}
-	return tls.NewListener(inner, settings), nil
+	return tls.NewListener(inner, settings), files, nil
 }

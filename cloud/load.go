@@ -111,5 +111,6 @@ func (b *batcher) look(now time.Time) {
 	}
 	tell := b.weigh(now)
 	b.mu.Unlock()
+	b.noteHealth()
 	tell()
 }

@@ -7,12 +7,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// newRegistry returns what /metrics shows: the Stats of a Server, and Go's own
-// numbers of the process.
-func newRegistry(stats func() Stats) *prometheus.Registry {
+// newRegistry returns what /metrics shows: the Stats of a Server, what it
+// stands on, and Go's own numbers of the process.
+func newRegistry(stats func() Stats, standing *standing) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		&collector{stats: stats},
+		standing,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -41,6 +42,10 @@ func gauge(name, help string, value func(*Stats) int) simple {
 	return simple{desc(name, help), prometheus.GaugeValue, func(s *Stats) float64 { return float64(value(s)) }}
 }
 
+func boolean(name, help string, value func(*Stats) bool) simple {
+	return simple{desc(name, help), prometheus.GaugeValue, func(s *Stats) float64 { return truth(value(s)) }}
+}
+
 var simples = []simple{
 	gauge("connections", "Uplinks that are open.", func(s *Stats) int { return s.Connections }),
 	counter("frames_total", "Block frames received.", func(s *Stats) uint64 { return s.Frames }),
@@ -63,12 +68,7 @@ var simples = []simple{
 	{desc("record_lag_seconds", "How long the oldest block that is not recorded has waited; 0 where none waits."), prometheus.GaugeValue,
 		func(s *Stats) float64 { return s.Lag.Seconds() }},
 	{desc("load_ratio", "How much of what this node can take is taken, by the scarcest of connections, queue and lag: 0 to 1."), prometheus.GaugeValue, (*Stats).Load},
-	gauge("draining", "1 while this node sends its gateways to others, to stop.", func(s *Stats) int {
-		if s.Draining {
-			return 1
-		}
-		return 0
-	}),
+	boolean("draining", "1 while this node sends its gateways to others, to stop.", func(s *Stats) bool { return s.Draining }),
 	counter("blocks_accepted_total", "Blocks that the queue holds, or held until they were recorded.", func(s *Stats) uint64 { return s.BlocksAccepted }),
 	counter("stored_notices_lost_total", "Sessions in which the record store was asked since a notice that blocks are stored did not come, and had them.", func(s *Stats) uint64 { return s.NoticesLost }),
 	counter("queue_refused_total", "Blocks taken out of the queue unrecorded, damaged or refused by the record store; their gateways send them again.", func(s *Stats) uint64 { return s.QueueRefused }),
@@ -86,6 +86,13 @@ var simples = []simple{
 	counter("rollup_turns_total", "Transactions of rows of seconds and minutes.", func(s *Stats) uint64 { return s.Rollups.Turns }),
 	counter("rollup_rows_total", "Rows of seconds and minutes computed.", func(s *Stats) uint64 { return s.Rollups.Rows }),
 	counter("rollup_samples_total", "Samples read for rows of seconds and minutes.", func(s *Stats) uint64 { return s.Rollups.Samples }),
+	counter("samples_received_total", "Samples of the blocks received, those of repeats included.", func(s *Stats) uint64 { return s.SamplesReceived }),
+	counter("stored_bytes_total", "Bytes of the blocks committed among the samples, repeats not counted.", func(s *Stats) uint64 { return s.BytesStored }),
+	counter("block_repeats_waiting_total", "Blocks received while a copy of them waited: one of the two is recorded.", func(s *Stats) uint64 { return s.RepeatsWaiting }),
+	counter("messages_sent_total", "Messages sent to gateways: acks, windows and the like.", func(s *Stats) uint64 { return s.Messages }),
+	counter("message_bytes_sent_total", "Bytes of messages sent to gateways.", func(s *Stats) uint64 { return s.MessageBytes }),
+	boolean("store_up", "0 while the last transaction failed or hangs; 1 in a process that records nothing.", func(s *Stats) bool { return !s.StoreDown }),
+	boolean("queue_up", "0 while blocks can't be brought into the queue; 1 where there is none.", func(s *Stats) bool { return !s.QueueDown }),
 	counter("live_blocks_dropped_total", "Blocks not decoded for viewers, since too many waited.", func(s *Stats) uint64 { return s.LiveDropped }),
 }
 
@@ -98,6 +105,12 @@ var (
 	batchDesc      = desc("batch_blocks", "Blocks in one transaction.")
 	recordDesc     = desc("record_duration_seconds", "Time that one transaction took, sync included.")
 	publishDesc    = desc("publish_duration_seconds", "Time that one batch took into the queue, its sync included.")
+	helloDesc      = desc("hello_duration_seconds", "From a hello to its welcome: the record store's part of a handshake.")
+	rttDesc        = desc("heartbeat_rtt_seconds", "Round trip of heartbeats over WebSockets.")
+	samplesDesc    = desc("batch_samples", "Samples in one transaction.")
+	bytesDesc      = desc("batch_bytes", "Bytes of blocks in one transaction.")
+	acceptedDesc   = desc("accepted_lag_seconds", "From a block's arrival at a node until the queue holds it.")
+	storedDesc     = desc("stored_lag_seconds", "From a block's arrival at a node to the end of the transaction that stored it.")
 	ageDesc        = desc("sample_age_seconds", "From a sample's time to the end of the transaction that stored it; buckets grow by a quarter.")
 )
 
@@ -106,7 +119,8 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range simples {
 		ch <- m.desc
 	}
-	for _, d := range []*prometheus.Desc{handshakesDesc, sentAwayDesc, closedDesc, queriesDesc, omittedDesc, batchDesc, recordDesc, publishDesc, ageDesc} {
+	for _, d := range []*prometheus.Desc{handshakesDesc, sentAwayDesc, closedDesc, queriesDesc, omittedDesc, batchDesc, recordDesc, publishDesc, ageDesc,
+		helloDesc, rttDesc, samplesDesc, bytesDesc, acceptedDesc, storedDesc} {
 		ch <- d
 	}
 }
@@ -140,6 +154,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- constHistogram(recordDesc, s.RecordSeconds)
 	ch <- constHistogram(publishDesc, s.PublishSeconds)
 	ch <- constHistogram(ageDesc, s.SampleAge)
+	ch <- constHistogram(helloDesc, s.HelloSeconds)
+	ch <- constHistogram(rttDesc, s.RTTSeconds)
+	ch <- constHistogram(samplesDesc, s.BatchSamples)
+	ch <- constHistogram(bytesDesc, s.BatchBytes)
+	ch <- constHistogram(acceptedDesc, s.AcceptedLag)
+	ch <- constHistogram(storedDesc, s.StoredLag)
 }
 
 func constHistogram(d *prometheus.Desc, h Histogram) prometheus.Metric {

@@ -97,6 +97,12 @@ type Options struct {
 	// has the mean. 0 is never. Less than 5 would follow what comes and goes.
 	ShedAbove int
 
+	// Data is the folder in which the record store or the queue is, and of whose
+	// file system /metrics tells; "" where neither is on this machine.
+	// StoreUnsynced says that the record store may lose what it calls stored; it is told too.
+	Data          string
+	StoreUnsynced bool
+
 	// MaxQueries is how many reads of samples may run at a time; each holds
 	// about 100 KB and a reader of the record store.
 	MaxQueries int

@@ -137,6 +137,7 @@ func (s *session) frame(sc *scratch) error {
 func (s *session) block(from *wire.FrameBlock, received time.Time) error {
 	b := &from.Block
 	s.in.stats.blocks.Add(1)
+	s.in.stats.samplesReceived.Add(uint64(b.Count))
 	s.blocks.Add(1)
 	var damage *wire.CRCError
 	if err := b.Check(); errors.As(err, &damage) {
@@ -224,6 +225,7 @@ func (s *session) hello(m *wire.Hello) error {
 	case m.Gateway != s.gateway:
 		return breach(fmt.Sprintf("hello names the gateway %.128q, but the credential is of %q", m.Gateway, s.gateway))
 	}
+	began := time.Now()
 	ctx, cancel := s.within(s.in.timing.ask)
 	defer cancel()
 	store, number, stored, err := s.introduce(ctx, m)
@@ -244,6 +246,7 @@ func (s *session) hello(m *wire.Hello) error {
 		return overtaken
 	}
 	s.greeted = true
+	s.in.stats.hello.observe(time.Since(began).Seconds())
 	stored, complete := trimStored(stored, m.Epochs)
 	complete = complete && number != 0 // who was not asked has left everything out
 	s.out.setWelcome(&wire.Welcome{

@@ -49,11 +49,12 @@ type Server struct {
 	nodes    *announcer
 	registry *prometheus.Registry
 
-	mu       sync.Mutex // covers what follows
-	listener net.Listener
-	agent    net.Listener // nil where there is none
-	loopback bool         // set before the first request
-	running  bool
+	mu          sync.Mutex // covers what follows
+	listener    net.Listener
+	agent       net.Listener                // nil where there is none
+	loopback    bool                        // set before the first request
+	certificate *credential.CertificateFile // nil without TLS
+	running     bool
 }
 
 // New returns a Server with opts, or an error that names all that is wrong
@@ -98,7 +99,7 @@ func NewQueued(opts Options, store Store, queue Queue, logger *slog.Logger) (*Se
 	s.pipes = newPipes(s.ingest)
 	s.shedder = newShedder(s.ingest)
 	s.nodes = newAnnouncer(s)
-	s.registry = newRegistry(s.Stats)
+	s.registry = newRegistry(s.Stats, &standing{data: opts.Data, unsynced: opts.StoreUnsynced, certEnds: s.certEnds})
 	s.registry.MustRegister(&queueCollector{queue: queue, bus: s.live.bus, stats: s.stats.queue})
 	return s, nil
 }
@@ -129,7 +130,7 @@ func (s *Server) Listen() error {
 	listener = limitAddresses(limitConnections(listener, s.opts.MaxGateways+s.opts.MaxViewers+s.opts.SpareConnections), s.opts.AddressConnections,
 		s.ingest.from.trusted, func() { s.stats.addressRefused.Add(1) })
 	if s.opts.CertFile != "" {
-		secure, err := listenTLS(listener, &s.opts, s.ingest.mutual.roots, s.log)
+		secure, files, err := listenTLS(listener, &s.opts, s.ingest.mutual.roots, s.log)
 		if err != nil {
 			err = errors.Join(fmt.Errorf("listen on %s with TLS: %w", s.opts.Listen, err), listener.Close())
 			if agent != nil {
@@ -137,7 +138,7 @@ func (s *Server) Listen() error {
 			}
 			return err
 		}
-		listener = secure
+		listener, s.certificate = secure, files
 	}
 	s.listener, s.agent = listener, agent
 	return nil
@@ -167,6 +168,16 @@ func (s *Server) Addr() net.Addr {
 		return nil
 	}
 	return s.listener.Addr()
+}
+
+// certEnds returns when the certificate ends; zero where there is none.
+func (s *Server) certEnds() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.certificate == nil {
+		return time.Time{}
+	}
+	return s.certificate.NotAfter()
 }
 
 // AgentAddr is Addr of the agent; nil where there is none.

@@ -151,6 +151,8 @@ func (s *session) send(l *letters) error {
 		if err := s.link.write(websocket.TextMessage, data, time.Now().Add(s.in.opts.Timeouts.Write)); err != nil {
 			return err
 		}
+		s.in.stats.messages.Add(1)
+		s.in.stats.messageBytes.Add(uint64(len(data)))
 	}
 	deadline := time.Now().Add(s.in.opts.Timeouts.Write)
 	if l.pong != nil {
@@ -190,6 +192,7 @@ func (s *session) answered(payload string) {
 	sent, now := binary.BigEndian.Uint64([]byte(payload)), uint64(time.Since(s.connected))
 	if sent < now {
 		s.rtt.Store(int64(now - sent))
+		s.in.stats.rtt.observe(float64(now-sent) / 1e9)
 	}
 }
 

@@ -63,6 +63,8 @@ type Stats struct {
 	NoticesLost    uint64    // times that the record store had what no notice had told of
 	QueueRefused   uint64    // blocks taken out of the queue unrecorded; their gateways send them again
 	SampleAge      Histogram // seconds from a sample's time to the end of its commit
+
+	Stages
 }
 
 // Results of a handshake, as the metric's label has them.
@@ -96,6 +98,7 @@ type counters struct {
 	batchBlocks, recordSeconds, sampleAge *histogram
 	publishSeconds                        *histogram
 	queue                                 *queueStats
+	stages
 
 	mu         sync.Mutex // covers the maps; both have a fixed, small set of keys
 	handshakes map[string]uint64
@@ -111,6 +114,7 @@ func newCounters() *counters {
 		sampleAge:      newHistogram(ageBounds()),
 		publishSeconds: newHistogram(exponential(0.00025, 2, 16)),
 		queue:          newQueueStats(),
+		stages:         newStages(),
 		handshakes: map[string]uint64{handshakeAccepted: 0, handshakeUnauthorized: 0,
 			handshakeForbidden: 0, handshakeMalformed: 0, handshakeUnavailable: 0, handshakeTooMany: 0},
 		closed: map[int]uint64{},
@@ -159,6 +163,7 @@ func (c *counters) fill(s *Stats) {
 	s.LiveDecoded, s.LiveDropped = c.liveDecoded.Load(), c.liveDropped.Load()
 	s.BatchBlocks, s.RecordSeconds = c.batchBlocks.snapshot(), c.recordSeconds.snapshot()
 	s.SampleAge, s.PublishSeconds = c.sampleAge.snapshot(), c.publishSeconds.snapshot()
+	c.stages.fill(s)
 	s.BlocksAccepted, s.NoticesLost, s.QueueRefused = c.blocksAccepted.Load(), c.noticesLost.Load(), c.queueRefused.Load()
 }
 

@@ -1,8 +1,13 @@
 package daemon
 
 import (
+	"runtime"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"touchline"
+	"touchline/uplink"
 )
 
 // metrics returns a registry that renders Status at each scrape.
@@ -20,6 +25,9 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
+	descBuild = describe("build_info", "1, with the version of this program and of Go.", "version", "goversion")
+	descClock = describe("clock_synchronised", "1 while the times that the gateway stamps are those of a synchronised clock.")
+
 	descMessages    = describe("sensor_messages_total", "Messages received from sensors.", "transport")
 	descSamples     = describe("sensor_samples_total", "Samples that were made durable.", "transport")
 	descConnections = describe("sensor_connections", "Connections of sensors open now.", "transport")
@@ -49,6 +57,8 @@ var (
 	descKeysForgotten = describe("repeat_keys_forgotten_early_total", "Keys of messages that were forgotten before their time.")
 	descCommits       = describe("buffer_commits_total", "Commits, each one sync.")
 	descCommitErrors  = describe("buffer_commit_errors_total", "Commits that failed.")
+	descMaxBytes      = describe("buffer_max_bytes", "What buffer_bytes may be (buffer.max_bytes).")
+	descLastCommit    = describe("buffer_last_commit_seconds", "Time that the last commit took, its sync included.")
 
 	descKeyMade   = describe("key_made_timestamp_seconds", "When the gateway's key was made, in seconds since the Unix epoch.")
 	descKeyWaits  = describe("key_unregistered", "1 while a new key is made and not registered at the cloud.")
@@ -59,6 +69,8 @@ var (
 	descRelayDelivered = describe("relay_delivered_archives_total", "Archives of other gateways that the cloud has stored.")
 
 	descUplinkState    = describe("uplink_state", "1 for the state that the uplink is in.", "state")
+	descUplinkUp       = describe("uplink_connected", "1 while a session is open.")
+	descUplinkUnstored = describe("uplink_unstored_blocks", "Blocks sent in this session that the cloud has not stored.")
 	descUplinkSessions = describe("uplink_sessions_total", "Sessions that the cloud welcomed.")
 	descUplinkDials    = describe("uplink_dials_total", "Attempts to connect.")
 	descUplinkBlocks   = describe("uplink_blocks_sent_total", "Blocks sent, those sent again included.")
@@ -81,6 +93,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
+	gauge(descBuild, 1, touchline.Version, runtime.Version())
+	gauge(descClock, truth(s.Clock.State == touchline.ClockSynchronised.String()))
 	for name, t := range s.Sensors.Transports {
 		counter(descMessages, t.Messages, name)
 		counter(descSamples, t.Samples, name)
@@ -127,15 +141,13 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descKeysForgotten, s.Buffer.Repeats.KeysForgotten)
 	counter(descCommits, s.Buffer.Commits)
 	counter(descCommitErrors, s.Buffer.CommitErrors)
+	gauge(descMaxBytes, float64(c.d.config.Buffer.MaxBytes))
+	gauge(descLastCommit, s.Buffer.CommitSeconds)
 
 	if !s.Key.Since.IsZero() {
 		gauge(descKeyMade, float64(s.Key.Since.Unix()))
 	}
-	waits := 0.0
-	if s.Key.Next != "" {
-		waits = 1
-	}
-	gauge(descKeyWaits, waits)
+	gauge(descKeyWaits, truth(s.Key.Next != ""))
 	counter(descKeyRolled, s.Key.Rolled)
 
 	gauge(descRelayWaiting, float64(s.Relay.Waiting))
@@ -143,6 +155,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descRelayDelivered, s.Relay.Delivered)
 
 	gauge(descUplinkState, 1, string(s.Uplink.State))
+	gauge(descUplinkUp, truth(s.Uplink.State == uplink.Connected))
+	gauge(descUplinkUnstored, float64(s.Uplink.Unstored))
 	counter(descUplinkSessions, s.Uplink.Sessions)
 	counter(descUplinkDials, s.Uplink.Dials)
 	counter(descUplinkBlocks, s.Uplink.Blocks)
@@ -151,4 +165,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descUplinkStored, s.Uplink.Stored)
 	gauge(descUplinkRTT, s.Uplink.RTT)
 	gauge(descUplinkInFlight, float64(s.Uplink.InFlight.Bytes))
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
