@@ -183,6 +183,9 @@ func (s *session) hearStored(list []wire.EpochRanges) {
 // say tells the gateway what is stored. Where it leaves too much unread for that
 // it sends the block again when it has no patience more.
 func (s *session) say(news []wire.EpochRanges) {
+	if len(news) > 0 && s.in.opts.Tracer != nil {
+		s.follows.Load().heardStored(news)
+	}
 	if len(news) > 0 && !s.out.addStoredRanges(news) {
 		s.log.Debug("a notice of what is stored finds no place, since acks are not read")
 	}

@@ -62,6 +62,7 @@ type receiver interface {
 type batcher struct {
 	recorder Recorder
 	into     Queue  // where it is set blocks go there, and not into the store
+	entrance string // what a trace calls the way into memory
 	settled  func() // called after receivers were told, by run
 	stats    *counters
 	timing   timing
@@ -112,7 +113,7 @@ type blockKey struct {
 
 func newBatcher(recorder Recorder, queueBytes int, stats *counters, logger *slog.Logger) *batcher {
 	return &batcher{
-		recorder: recorder, stats: stats, timing: defaultTiming, log: logger,
+		recorder: recorder, entrance: "receive", stats: stats, timing: defaultTiming, log: logger,
 		room: semaphore.NewWeighted(int64(queueBytes)), capacity: queueBytes, onLoad: func() {}, onRecorded: func([]Delivery, []Outcome) {}, settled: func() {},
 		wake: make(chan struct{}, 1), pending: map[blockKey]*entry{}, decoder: wire.NewDecoder(),
 	}
@@ -139,12 +140,16 @@ func (b *batcher) submit(ctx context.Context, d Delivery, to receiver) error {
 		b.stats.repeatsWaiting.Add(1)
 		b.room.Release(int64(cost))
 		told.forget(&d.Block)
+		d.Trace.End(time.Now(), "a copy of it waits already")
 		return nil
 	}
 	e := &entry{key: key, delivery: d, cost: cost, to: to, session: d.Session}
 	b.pending[key] = e
 	b.queue = append(b.queue, e)
 	b.bytes += cost
+	if d.Trace != nil {
+		d.Trace.Passed(b.entrance, time.Now())
+	}
 	tell := b.weigh(time.Now())
 	b.mu.Unlock()
 
@@ -326,6 +331,7 @@ func (b *batcher) attempt(ctx context.Context, g batch) error {
 	if err != nil {
 		return err
 	}
+	traceBatch(g, "commit", began, now)
 	b.weighed(g)
 	waited(b.stats.storedLag, g.deliveries, now)
 	b.count(g, outcomes, now)
@@ -348,7 +354,9 @@ func (b *batcher) publish(ctx context.Context, g batch) error {
 	if err != nil {
 		return err
 	}
-	waited(b.stats.acceptedLag, g.deliveries, time.Now())
+	now := time.Now()
+	traceBatch(g, "publish", began, now)
+	waited(b.stats.acceptedLag, g.deliveries, now)
 	b.stats.blocksAccepted.Add(uint64(g.len()))
 	b.done(g.entries, func(e *entry, to receiver) { to.accepted(&e.delivery.Block) })
 	return nil
@@ -441,6 +449,7 @@ func (b *batcher) done(entries []*entry, tell func(*entry, receiver)) {
 	for i, e := range entries {
 		tell(e, receivers[i])
 	}
+	traceDone(entries, receivers, time.Now())
 	b.settled()
 	b.room.Release(int64(cost))
 	changed()

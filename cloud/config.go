@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"touchline"
+	"touchline/cloud/tracing"
 	"touchline/config"
 	"touchline/wire"
 )
@@ -37,6 +38,7 @@ type Config struct {
 	Log          touchline.LogConfig `toml:"log"`
 	Balancer     BalancerConfig      `toml:"balancer"`
 	Rollups      RollupsConfig       `toml:"rollups"`
+	Tracing      TracingConfig       `toml:"tracing"`
 
 	StorePasswordFile string   `toml:"store_password_file"`
 	StoreKeepDays     int      `toml:"store_keep_days"`
@@ -68,6 +70,12 @@ type BalancerConfig struct {
 	Drain       config.Duration `toml:"drain"`
 	MaxAge      config.Duration `toml:"max_age"`
 	ShedAbove   int             `toml:"shed_above"`
+}
+
+// TracingConfig is the table [tracing].
+type TracingConfig struct {
+	Endpoint string  `toml:"endpoint"`
+	Ratio    float64 `toml:"ratio"`
 }
 
 // LiveConfig is the table [live].
@@ -284,6 +292,14 @@ func (c *Config) Check(report func(key, problem string)) {
 		}
 	}
 	c.Rollups.check(report)
+	if c.Tracing.Endpoint != "" {
+		if err := tracing.CheckEndpoint(c.Tracing.Endpoint); err != nil {
+			report("tracing.endpoint", err.Error())
+		}
+	}
+	if !(c.Tracing.Ratio >= 0 && c.Tracing.Ratio <= 1) {
+		report("tracing.ratio", fmt.Sprintf("%v is out of bounds: want 0 to 1", c.Tracing.Ratio))
+	}
 	c.Log.Check("log", report)
 }
 

@@ -91,6 +91,8 @@ var simples = []simple{
 	counter("block_repeats_waiting_total", "Blocks received while a copy of them waited: one of the two is recorded.", func(s *Stats) uint64 { return s.RepeatsWaiting }),
 	counter("messages_sent_total", "Messages sent to gateways: acks, windows and the like.", func(s *Stats) uint64 { return s.Messages }),
 	counter("message_bytes_sent_total", "Bytes of messages sent to gateways.", func(s *Stats) uint64 { return s.MessageBytes }),
+	counter("trace_spans_total", "Spans that ended, of blocks that are followed ([tracing]).", func(s *Stats) uint64 { return s.Spans }),
+	counter("trace_spans_exported_total", "Spans that the collector took. The others wait, at most 2,048, or were dropped.", func(s *Stats) uint64 { return s.SpansExported }),
 	boolean("store_up", "0 while the last transaction failed or hangs; 1 in a process that records nothing.", func(s *Stats) bool { return !s.StoreDown }),
 	boolean("queue_up", "0 while blocks can't be brought into the queue; 1 where there is none.", func(s *Stats) bool { return !s.QueueDown }),
 	counter("live_blocks_dropped_total", "Blocks not decoded for viewers, since too many waited.", func(s *Stats) uint64 { return s.LiveDropped }),

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"touchline/cloud/tracing"
 	"touchline/wire"
 )
 
@@ -96,6 +97,10 @@ type Options struct {
 	// of all nodes of its store; above it, it sends gateways to the others, until it
 	// has the mean. 0 is never. Less than 5 would follow what comes and goes.
 	ShedAbove int
+
+	// Tracer follows blocks; nil follows none. It is the caller's, who closes it after
+	// Run has returned.
+	Tracer *tracing.Tracer
 
 	// Data is the folder in which the record store or the queue is, and of whose
 	// file system /metrics tells; "" where neither is on this machine.

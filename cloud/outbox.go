@@ -259,6 +259,9 @@ func (o *outbox) post(add func(*letters)) {
 	}
 }
 
+// nudge has the writer look again.
+func (o *outbox) nudge() { o.post(func(*letters) {}) }
+
 // take empties the outbox; the window gets back what the ack in it has. Where
 // it returns nil there was nothing, and what comes next has write run anew.
 func (o *outbox) take() *letters {

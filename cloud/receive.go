@@ -164,10 +164,14 @@ func (s *session) block(from *wire.FrameBlock, received time.Time) error {
 	own := *b
 	own.Data = bytes.Clone(b.Data) // exactly its size, so that the queue's account is the truth
 	d := Delivery{Gateway: s.gateway, Session: s.number, Block: own, Lane: from.Lane, Received: received}
+	if s.in.opts.Tracer.Sample() {
+		d.Trace = s.begin(&d)
+	}
 	if s.in.queue != nil {
 		s.due.await(b)
 	}
 	if err := s.in.batcher.submit(ctx, d, s); err != nil {
+		d.Trace.End(time.Now(), "no room")
 		return overload("the record store does not keep up")
 	}
 	return nil

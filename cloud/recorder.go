@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"touchline"
+	"touchline/cloud/tracing"
 	"touchline/identity"
 	"touchline/wire"
 )
@@ -71,6 +72,7 @@ type Delivery struct {
 	Clock    *wire.BlockClock   // as Block.Data has it; nil where it says nothing of it
 	Problem  string             // why it could not be decoded; such a block is kept aside
 	Received time.Time
+	Trace    *tracing.Block // nil: it is not followed
 
 	// Of a delivery that came out of a queue; zero for others.
 	Accepted time.Time // when the queue held it, by its server's clock

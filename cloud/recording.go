@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"touchline/cloud/tracing"
 	"touchline/wire"
 )
 
@@ -25,6 +26,7 @@ type Recording struct {
 	batcher *batcher
 	stats   *counters
 	log     *slog.Logger
+	tracer  *tracing.Tracer // nil: none; set before Run
 
 	// Used by the batcher's goroutine only: what the transaction at hand stored.
 	tickets []Ticket
@@ -49,8 +51,14 @@ func NewRecording(store Recorder, source Source, opts RecordingOptions, logger *
 // Recording returns one that records into the server's store, and whose figures
 // are in the server's Stats. Nothing else may call the store's Record then.
 func (s *Server) Recording(source Source) *Recording {
-	r := newRecording(s.store, source, s.opts.QueueBytes, s.stats, s.log)
+	r := newRecording(s.store, source, s.opts.QueueBytes, s.stats, s.log).Trace(s.opts.Tracer)
 	r.batcher.onRecorded = publishTo(s.live.bus)
+	return r
+}
+
+// Trace has r follow the blocks that nodes began to follow. Call it before Run.
+func (r *Recording) Trace(tracer *tracing.Tracer) *Recording {
+	r.tracer = tracer
 	return r
 }
 
@@ -58,6 +66,7 @@ func newRecording(store Recorder, source Source, queueBytes int, stats *counters
 	r := &Recording{source: source, stats: stats, log: logger, stored: map[string][]wire.EpochRanges{}}
 	r.batcher = newBatcher(store, queueBytes, stats, logger)
 	r.batcher.settled, r.batcher.onLoad = r.settle, nil
+	r.batcher.entrance = "take"
 	return r
 }
 
@@ -93,6 +102,7 @@ func (r *Recording) take(ctx context.Context, d Delivery, t Ticket) error {
 	if d.Again {
 		r.stats.queue.redelivered.Add(1)
 	}
+	d.Trace = r.tracer.Resume(d.Trace, time.Now())
 	return r.batcher.submit(ctx, d, &taken{r, d.Gateway, d.Accepted, t})
 }
 

@@ -385,6 +385,7 @@ func (s *Server) Stats() Stats {
 	st.QueueBytes, st.QueueBlocks = s.batcher.waiting()
 	st.MaxConnections, st.MaxQueueBytes = s.opts.MaxGateways, s.opts.QueueBytes
 	st.Lag = s.batcher.lag()
+	st.Spans, st.SpansExported = s.opts.Tracer.Counts()
 	st.Draining = s.ingest.roster.stopping()
 	st.Viewers = s.live.count()
 	st.Nodes = 1 + len(s.nodes.peers(time.Now()))

@@ -47,6 +47,8 @@ type session struct {
 	parts   wire.Assembly // of a frame on a slow link; at most MaxFrameBytes
 	damaged int           // blocks that arrived damaged
 
+	follows atomic.Pointer[follows] // blocks whose traces wait for their ack; nil while there was none
+
 	due     accepted // what is accepted and not known to be stored
 	silence func()   // ends the notices of what is stored; nil where there is no queue, and before hello
 
@@ -89,6 +91,7 @@ func (s *session) over() {
 		s.link.part(s.in.timing.linger)
 	}
 	s.link.cut()
+	s.following().end(time.Now())
 	s.in.stats.sessionClosed(f.code)
 	s.log.Info("gateway disconnected", "reason", f.reason, "code", f.code,
 		"blocks", s.blocks.Load(), "after", time.Since(s.connected).Round(time.Millisecond))
@@ -98,8 +101,17 @@ func (s *session) over() {
 // function that writes messages, pings included; the outbox sees to it that it
 // runs once at a time. After the farewell, or when a write has failed, it does not run again.
 func (s *session) write() {
-	for l := s.out.take(); l != nil; l = s.out.take() {
-		err := s.send(l)
+	for {
+		stored, accepted := s.follows.Load().take() // before the letters, which have their acks then
+		l := s.out.take()
+		var err error
+		if l != nil {
+			err = s.send(l)
+		}
+		traceAcks(stored, accepted, err)
+		if l == nil {
+			return
+		}
 		if err != nil {
 			s.out.end(farewell{reason: "write: " + err.Error()})
 		}

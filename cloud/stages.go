@@ -21,6 +21,9 @@ type Stages struct {
 	AcceptedLag  Histogram // seconds from a block's arrival at a node until the queue holds it
 	StoredLag    Histogram // seconds from a block's arrival at a node until it is stored
 
+	// Spans that ended, and those of them that a collector took.
+	Spans, SpansExported uint64
+
 	// StoreDown and QueueDown say that what was last brought there failed, or hangs.
 	StoreDown, QueueDown bool
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"touchline/cloud"
+	"touchline/cloud/tracing"
 	"touchline/wire"
 )
 
@@ -22,6 +23,7 @@ const (
 	headerSession  = "Touchline-Session"
 	headerReceived = "Touchline-Received" // ns since the Unix epoch
 	headerCRC      = "Touchline-Crc"
+	headerTrace    = "traceparent" // of a block that is followed; not in the CRC, since nothing rests on it
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -51,6 +53,9 @@ func messageOf(d *cloud.Delivery, subject string) (*nats.Msg, error) {
 		headerReceived: {strconv.FormatInt(d.Received.UnixNano(), 10)},
 	}}
 	m.Header[headerCRC] = []string{sum(m.Header, b.CRC)}
+	if parent := d.Trace.Parent(); parent != "" {
+		m.Header[headerTrace] = []string{parent}
+	}
 	return m, nil
 }
 
@@ -79,5 +84,6 @@ func deliveryOf(h nats.Header, data []byte) (d cloud.Delivery, err error) {
 		return d, fmt.Errorf("read time: %w", err)
 	}
 	d.Received = time.Unix(0, received)
+	d.Trace = tracing.Remote(h.Get(headerTrace))
 	return d, nil
 }

@@ -75,7 +75,11 @@ func recordCommand(s *settings) *cobra.Command {
 					return errors.Join(err, bus.Close(), queue.Close(), store.Close())
 				}
 			}
-			recording := cloud.NewRecording(store, queue, cloud.RecordingOptions{QueueBytes: int(c.Queue.Bytes), Bus: bus}, logger)
+			tracer, err := openTracer(cmd.Context(), &c, logger)
+			if err != nil {
+				return errors.Join(err, bus.Close(), queue.Close(), store.Close())
+			}
+			recording := cloud.NewRecording(store, queue, cloud.RecordingOptions{QueueBytes: int(c.Queue.Bytes), Bus: bus}, logger).Trace(tracer)
 			logger.Info("touchline-cloud records what the queue holds")
 			group, ctx := errgroup.WithContext(cmd.Context())
 			if t, ok := store.(tender); ok {
@@ -86,7 +90,7 @@ func recordCommand(s *settings) *cobra.Command {
 				group.Go(func() error { return recording.Answer(ctx, status) })
 			}
 			group.Go(func() error { return bus.Run(ctx) }) // there is one: the queue is a cluster
-			return errors.Join(group.Wait(), bus.Close(), queue.Close(), store.Close())
+			return errors.Join(group.Wait(), closeTracer(tracer), bus.Close(), queue.Close(), store.Close())
 		},
 	}
 }

@@ -68,11 +68,17 @@ func serve(ctx context.Context, c cloud.Config, p parts, logger *slog.Logger) er
 	if err != nil {
 		return err
 	}
+	tracer, err := openTracer(ctx, &c, logger)
+	if err != nil {
+		return err
+	}
+	defer closeTracer(tracer)
 	opts := c.Options()
 	opts.Rollups = roller.Stats
 	if p.bus != nil {
 		opts.Bus = p.bus
 	}
+	opts.Tracer = tracer
 	server, err := cloud.NewQueued(opts, p.store, queue, logger)
 	if err != nil {
 		return err
