@@ -159,7 +159,8 @@ func (c *cluster) haproxy(replacements ...string) {
 	environment := append(os.Environ(), fmt.Sprintf("TOUCHLINE_BIND=127.0.0.1:%d", c.port), "TOUCHLINE_CERT="+c.file("both.pem"),
 		fmt.Sprintf("TOUCHLINE_STATS=127.0.0.1:%d", c.stats), "TOUCHLINE_SOCKET="+c.socket)
 	nobody := &clusterNode{port: freePort(c.t), agent: freePort(c.t)}
-	for i := range 4 {
+	lines := max(4, len(c.nodes)) // the file has four
+	for i := range lines {
 		n := nobody
 		if i < len(c.nodes) {
 			n = c.nodes[i]
@@ -176,7 +177,7 @@ func (c *cluster) haproxy(replacements ...string) {
 	c.awaitBalancer()
 	// Until its first look it takes a node that is not there for one that is.
 	waitFor(c.t, "HAProxy to have looked at all nodes", func() bool {
-		for i := range 4 {
+		for i := range lines {
 			runs := i < len(c.nodes) && c.nodes[i].program != nil && c.nodes[i].program.running()
 			if status := c.haproxyStat("nodes", fmt.Sprintf("n%d", i+1), "status"); runs != strings.HasPrefix(status, "UP") {
 				return false
@@ -315,14 +316,7 @@ func (c *cluster) join(fleet, processes int) {
 		c.fleet = append(c.fleet, m)
 	}
 	for i := range processes {
-		s := &site{t: c.t, venue: fmt.Sprintf("venue-%d", i+1), gatewayProgram: "touchline", beginGateway: (*exec.Cmd).Start,
-			gatewayData: c.t.TempDir(), gatewayConfig: c.file(fmt.Sprintf("gateway%d.toml", i)), mqtt: freePort(c.t), http: freePort(c.t)}
-		token := c.file("token-" + s.venue)
-		writeFile(c.t, token, add(s.venue))
-		s.configureGateway("[sensors]\ndedupe_window = \"2m\"\n", token)
-		editFile(c.t, s.gatewayConfig, "\"ws://127.0.0.1:0\"", strconv.Quote(c.address(i)))
-		editFile(c.t, s.gatewayConfig, "reconnect_max =", fmt.Sprintf("ca_file = %q\nreconnect_max =", c.file("crt")))
-		c.sites = append(c.sites, s)
+		c.addSite(i, add)
 	}
 	if err := store.Close(); err != nil {
 		c.t.Fatal(err)
@@ -342,6 +336,20 @@ func (c *cluster) join(fleet, processes int) {
 		s.startGateway()
 		c.crowds = append(c.crowds, s.publish(networkCrowd(500)...))
 	}
+}
+
+// addSite makes a gateway that is a touchline process; it is not started. add
+// registers an id and returns its token.
+func (c *cluster) addSite(i int, add func(id string) (token string)) {
+	c.t.Helper()
+	s := &site{t: c.t, venue: fmt.Sprintf("venue-%d", i+1), gatewayProgram: "touchline", beginGateway: (*exec.Cmd).Start,
+		gatewayData: c.t.TempDir(), gatewayConfig: c.file(fmt.Sprintf("gateway%d.toml", i)), mqtt: freePort(c.t), http: freePort(c.t)}
+	token := c.file("token-" + s.venue)
+	writeFile(c.t, token, add(s.venue))
+	s.configureGateway("[sensors]\ndedupe_window = \"2m\"\n", token)
+	editFile(c.t, s.gatewayConfig, "\"ws://127.0.0.1:0\"", strconv.Quote(c.address(i)))
+	editFile(c.t, s.gatewayConfig, "reconnect_max =", fmt.Sprintf("ca_file = %q\nreconnect_max =", c.file("crt")))
+	c.sites = append(c.sites, s)
 }
 
 // leave ends the fleet; it may be called twice.

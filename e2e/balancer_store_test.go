@@ -38,8 +38,10 @@ func onSQLite(t *testing.T) clusterStore {
 }
 
 // onPostgres is a database of a server that the test starts.
-func onPostgres(t *testing.T) clusterStore {
-	url := pgtest.Start(t, "").Database(t)
+func onPostgres(t *testing.T) clusterStore { return onDatabase(t, pgtest.Start(t, "").Database(t)) }
+
+// onDatabase is an empty database, by its URL.
+func onDatabase(t *testing.T, url string) clusterStore {
 	conf := filepath.Join(t.TempDir(), "password")
 	writeFile(t, conf, pgtest.Password+"\n")
 	return clusterStore{

@@ -281,7 +281,7 @@ func (h *handshakeRate) bySecond() (list []string) {
 // A memorySource is a buffer without a disk: one epoch, blocks of ten samples.
 type memorySource struct {
 	epoch touchline.Epoch
-	next  uint64 // number of the next sample; set by add only
+	next  uint64 // number of the next sample; set by push only
 
 	mu      sync.Mutex // covers what follows
 	blocks  []wire.Block
@@ -303,11 +303,18 @@ func (m *memorySource) add(t *testing.T) {
 	for i := range samples {
 		samples[i] = touchline.Sample{Sensor: "belt", Metric: "heart_rate", Time: messageTime(int(m.next) + i), Value: touchline.NumberValue(float64(i))}
 	}
+	if _, err := m.push(samples); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// push adds a block of samples, and returns it.
+func (m *memorySource) push(samples []touchline.Sample) (wire.Block, error) {
 	encoder := storedEncoders.Get().(*wire.Encoder)
 	encoded, err := encoder.Encode(nil, samples)
 	storedEncoders.Put(encoder)
 	if err != nil {
-		t.Fatal(err)
+		return wire.Block{}, err
 	}
 	b := wire.Block{Epoch: m.epoch, First: m.next, Count: uint32(len(samples)), Data: encoded.Data}
 	b.CRC = b.Sum()
@@ -317,6 +324,7 @@ func (m *memorySource) add(t *testing.T) {
 	m.blocks = append(m.blocks, b)
 	close(m.changed)
 	m.changed = make(chan struct{})
+	return b, nil
 }
 
 // Next implements uplink.Source.

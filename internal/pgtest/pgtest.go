@@ -248,7 +248,7 @@ func (s *Server) up() error {
 	}
 	defer log.Close()
 	cmd := s.command("postgres", "-D", s.data(), "-p", strconv.Itoa(s.port), "-k", s.dir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=60",
+		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100",
 		"-c", "shared_buffers=64MB", "-c", "max_wal_size=2GB", "-c", "log_min_messages=warning")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -304,6 +304,15 @@ func (s *Server) Crash(t testing.TB) {
 	t.Helper()
 	if err := s.down(syscall.SIGQUIT); err != nil {
 		t.Fatalf("crash PostgreSQL: %v", err)
+	}
+}
+
+// Stop ends the server as `pg_ctl stop -m fast` does: who is connected is cut
+// off. Resume starts it again.
+func (s *Server) Stop(t testing.TB) {
+	t.Helper()
+	if err := s.down(syscall.SIGINT); err != nil {
+		t.Fatalf("stop PostgreSQL: %v", err)
 	}
 }
 
