@@ -22,6 +22,11 @@ const (
 	fetch      = 256
 	fetchBytes = 4 << 20
 
+	// heartbeat is how often a shard that has nothing says so: after two that are
+	// missing it is asked again. A server that dies takes what was asked of
+	// it along, so blocks wait as long.
+	heartbeat = 2 * time.Second
+
 	// lookAgain is the time between looks for streams of another number of shards.
 	lookAgain = 30 * time.Second
 
@@ -78,7 +83,7 @@ func (q *Queue) takeWhileWell(ctx context.Context, name string, take func(contex
 	if err != nil {
 		return fmt.Errorf("make consumer: %w", err)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(fetch, fetchBytes))
+	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(fetch, fetchBytes), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return fmt.Errorf("take: %w", err)
 	}
