@@ -1,6 +1,7 @@
 # make demo        the product in one terminal; Ctrl-C ends it
 # make test        installs what the tests need, then runs them all
 # make test-long   the long forms
+# make test-cluster  nodes, load balancers, queue and database, while parts of them stop
 # make fuzz        every decoder is fed with anything, FUZZTIME each
 # make check      make test, and gosec and govulncheck
 # make bench       the yardstick: gateway and cloud under load, beside a peer
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 GO ?= go
 FUZZTIME ?= 30s
 
-.PHONY: build demo test test-long fuzz check static security bench bench-cloud microbench clean
+.PHONY: build demo test test-long test-cluster fuzz check static security bench bench-cloud microbench clean
 
 build:
 	@.ci/setup build
@@ -36,6 +37,13 @@ test-long: static
 	@.ci/setup long
 	@TOUCHLINE_TEST_LONG=1 $(GO) test -json -count=1 -timeout 180m ./... | $(GO) run ./internal/testreport
 	@$(GO) run ./internal/fuzzall -for 5s
+
+# 500 gateways, and everything that they need a process of its own: some
+# twenty minutes. TOUCHLINE_CLUSTER_SEED repeats who is hit, TOUCHLINE_CLUSTER_EVENTS is another
+# plan, such as kill,add,database (e2e/cluster_test.go has the names).
+test-cluster:
+	@.ci/setup test
+	@TOUCHLINE_TEST_LONG=1 $(GO) test -v -count=1 -timeout 90m -run '^TestCluster_' ./e2e
 
 # Without fuzzing, make test runs the inputs that are committed. What is found
 # is written to testdata/fuzz.

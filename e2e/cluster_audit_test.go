@@ -110,7 +110,7 @@ func (l *league) audit() {
 	if !v.holds() || v.acked != v.sent || v.acked == 0 {
 		t.Errorf("%s", v)
 	}
-	l.table(t)
+	l.table()
 	t.Logf("MEASURED %s: %d samples of %d gateways each stored once; of touchline processes: %s", t.Name(), v.stored, len(l.arenas)+len(l.sites), v)
 }
 

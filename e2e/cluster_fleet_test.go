@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -29,8 +30,7 @@ type arena struct {
 	requests bool // it is behind a middlebox, and has no WebSocket
 
 	recording []row
-	at        int   // of recording: the next row
-	shift     int64 // ns, from the recording's times to ours
+	at        int // of recording: the next row
 
 	mu     sync.Mutex // covers what follows
 	blocks map[uint64]sentBlock
@@ -105,7 +105,6 @@ func (l *league) addGateways(n, sites int) {
 		v := &arena{id: fmt.Sprintf("league-%03d", i), source: newMemorySource(), requests: i%8 == 7,
 			recording: rows[i%len(rows)], blocks: map[uint64]sentBlock{}, next: 1, keeps: i%25 == 0}
 		v.at = i * 997 * blockRows % len(v.recording)
-		v.shift = time.Now().UnixNano() - v.recording[v.at].time
 		o := uplink.Defaults()
 		// A session that lasted so long counts as one that lasted a minute: here
 		// something stops each few seconds, and not each month.
@@ -144,21 +143,18 @@ func (l *league) relay(own net.IP) *netlab.Relay {
 	return r
 }
 
-// play hands out the next block of the recording. One goroutine calls it.
+// play hands out the next block of the recording, as of now: its times are those of
+// the recording, pressed into a second where they take longer. One goroutine calls it.
 func (v *arena) play() error {
-	samples := make([]touchline.Sample, 0, blockRows)
-	var read []row
-	for range blockRows {
-		r := v.recording[v.at]
-		r.time += v.shift
-		samples = append(samples, touchline.Sample{Sensor: r.sensor, Metric: r.metric, Unit: r.unit, Time: r.time, Value: touchline.NumberValue(r.value)})
-		if v.keeps {
-			read = append(read, r)
-		}
-		if v.at++; v.at == len(v.recording) { // once more, a second later
-			v.shift = r.time - v.recording[0].time + int64(time.Second)
-			v.at = 0
-		}
+	rows := slices.Clone(v.recording[v.at:min(v.at+blockRows, len(v.recording))])
+	v.at = (v.at + len(rows)) % len(v.recording)
+	begin, now := rows[0].time, time.Now().UnixNano()
+	span := max(rows[len(rows)-1].time-begin, int64(time.Second))
+	samples := make([]touchline.Sample, len(rows))
+	for i := range rows {
+		r := &rows[i]
+		r.time = now + int64(float64(r.time-begin)/float64(span)*float64(time.Second))
+		samples[i] = touchline.Sample{Sensor: r.sensor, Metric: r.metric, Unit: r.unit, Time: r.time, Value: touchline.NumberValue(r.value)}
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -168,7 +164,9 @@ func (v *arena) play() error {
 	}
 	v.blocks[b.First] = sentBlock{b.Count, sha256.Sum256(b.Data)}
 	v.next = b.Last() + 1
-	v.read = append(v.read, read...)
+	if v.keeps {
+		v.read = append(v.read, rows...)
+	}
 	return nil
 }
 

@@ -3,8 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"touchline/uplink"
@@ -17,17 +17,25 @@ type watch struct {
 	queue  *natsServers
 	seen   []sighting // by venue; of run only
 
-	mu      sync.Mutex // covers what follows
-	longest time.Duration
-	who     string
-	slack   time.Duration // the longest that this process itself stood still
-	deepest uint64
-	ever    uint64
+	mu sync.Mutex // covers what follows
+	seenSince
 }
 
 type sighting struct {
 	at       time.Time // connected, last
 	sessions uint64
+	trail    []string // what its uplink said since, each once
+}
+
+// maxTrail bounds what is remembered of one absence.
+const maxTrail = 12
+
+// note adds what an uplink says now to a gateway's trail.
+func (s *sighting) note(now time.Time, st uplink.Stats) {
+	said := fmt.Sprintf("%s %s", st.State, st.LastError)
+	if n := len(s.trail); n < maxTrail && (n == 0 || !strings.HasSuffix(s.trail[n-1], said)) {
+		s.trail = append(s.trail, fmt.Sprintf("%.1f s %s", now.Sub(s.at).Seconds(), said))
+	}
 }
 
 // watchEvery is how exactly absences are measured.
@@ -44,22 +52,19 @@ func (w *watch) run(ctx context.Context) {
 	both.Go(func() { w.runQueue(ctx) })
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
-	for last := time.Now(); ; {
+	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		now := time.Now()
-		w.look(now, now.Sub(last)-watchEvery)
-		last = now
+		w.look(time.Now())
 	}
 }
 
-func (w *watch) look(now time.Time, slack time.Duration) {
+func (w *watch) look(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.slack = max(w.slack, slack)
 	for i, v := range w.arenas {
 		st, seen := v.uplink.Stats(), &w.seen[i]
 		connected := st.State == uplink.Connected
@@ -70,11 +75,17 @@ func (w *watch) look(now time.Time, slack time.Duration) {
 		if connected {
 			until = st.Since // before the last look, where nothing has changed
 		}
-		if away := until.Sub(seen.at); (!connected || st.Sessions != seen.sessions) && away > w.longest {
-			w.longest, w.who = away, fmt.Sprintf("%s, %s: %s", v.id, st.State, st.LastError)
+		if !connected || st.Sessions != seen.sessions {
+			seen.note(now, st)
+			away := until.Sub(seen.at)
+			if v.requests {
+				w.requests = max(w.requests, away)
+			} else if away > w.longest {
+				w.longest, w.who = away, v.id+": "+strings.Join(seen.trail, "; ")
+			}
 		}
 		if connected {
-			seen.at, seen.sessions = now, st.Sessions
+			*seen = sighting{at: now, sessions: st.Sessions}
 		}
 	}
 }
@@ -85,25 +96,25 @@ func (w *watch) runQueue(ctx context.Context) {
 		pause(ctx, 500*time.Millisecond)
 		st := w.queue.state()
 		w.mu.Lock()
-		w.deepest, w.ever = max(w.deepest, st.waiting), max(w.ever, st.ever)
+		w.deepest = max(w.deepest, st.waiting)
 		w.mu.Unlock()
 	}
 }
 
 // seenSince is what a watch saw from one reset to the next.
 type seenSince struct {
-	longest time.Duration
-	who     string
-	slack   time.Duration
-	deepest uint64
+	longest  time.Duration // that a gateway with a WebSocket had no session
+	who      string        // that was, and what its uplink said meanwhile
+	requests time.Duration // that one without a WebSocket had none
+	deepest  uint64        // blocks in the queue
 }
 
 // reset begins anew, and returns what was seen.
 func (w *watch) reset() seenSince {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := seenSince{w.longest, w.who, w.slack, w.deepest}
-	w.longest, w.who, w.slack, w.deepest = 0, "", 0, 0
+	s := w.seenSince
+	w.seenSince = seenSince{}
 	return s
 }
 
@@ -120,12 +131,15 @@ type happening struct {
 	what   string
 	moved  int           // gateways that have begun another session
 	away   time.Duration // the longest that one was without
+	http   time.Duration // the longest of those that have no WebSocket
 	whole  time.Duration // from the event until all are connected, and what they had then is stored
 	even   time.Duration // until no node has more than its share; -1: it was not so
 	stored uint64        // samples called stored since the event before
 	repeat uint64        // blocks that were queued once more, and dropped by the record store
 	deep   uint64        // blocks in the queue at most
 	spread []int
+
+	limited bool // it is among what no gateway may lose its session by for long
 }
 
 func (h *happening) String() string {
@@ -133,15 +147,16 @@ func (h *happening) String() string {
 	if h.even >= 0 {
 		even = fmt.Sprintf("%6.1f s", h.even.Seconds())
 	}
-	return fmt.Sprintf("%-44s %5d %7.2f s %7.2f s %s %9d %8d %7d  %v", h.what, h.moved, h.away.Seconds(), h.whole.Seconds(), even, h.stored, h.repeat, h.deep, h.spread)
+	return fmt.Sprintf("%-44s %5d %7.2f s %7.2f s %7.2f s %s %9d %8d %7d  %v", h.what, h.moved, h.away.Seconds(), h.http.Seconds(), h.whole.Seconds(), even, h.stored, h.repeat, h.deep, h.spread)
 }
 
-func (l *league) table(t *testing.T) {
-	t.Helper()
-	text := fmt.Sprintf("MEASURED %s, seed %d, %d gateways; samples stored, repeats dropped, deepest queue in blocks\n%-44s %5s %9s %9s %8s %9s %8s %7s  %s", t.Name(), l.seed, len(l.arenas)+len(l.sites),
-		"event", "moved", "no session", "whole", "even", "samples", "repeats", "queue", "at the nodes")
+// table prints what happened, a line for each event.
+func (l *league) table() {
+	l.t.Helper()
+	l.t.Logf("MEASURED %s, seed %d, %d gateways: longest time without a session, with a WebSocket and without, until all are connected and what comes is stored, until the nodes have their shares; samples called stored, repeats dropped by the record store, blocks in the queue at most",
+		l.t.Name(), l.seed, len(l.arenas)+len(l.sites))
+	l.t.Logf("MEASURED %-44s %5s %9s %9s %9s %8s %9s %8s %7s  %s", "event", "moved", "no sess.", "by HTTP", "whole", "even", "samples", "repeats", "queue", "at the nodes")
 	for i := range l.rows {
-		text += "\n" + l.rows[i].String()
+		l.t.Logf("MEASURED %s", &l.rows[i])
 	}
-	t.Log(text)
 }
