@@ -99,10 +99,29 @@ func (l *league) killRecorder() {
 	r.start(l.t)
 }
 
-// addNodes starts nodes.
+// addNodes starts nodes. In the long form it waits until no node has much more
+// than its share: a node sheds one gateway of a hundred in each second.
 func (l *league) addNodes(indices ...int) {
 	l.t.Helper()
-	l.happens(fmt.Sprintf("%d nodes are added", len(indices)), func() { l.startNodes(indices...) })
+	begin := time.Now()
+	h := l.happens(fmt.Sprintf("%d nodes are added", len(indices)), func() { l.startNodes(indices...) })
+	if !long() {
+		return
+	}
+	waitFor(l.t, "the nodes to have their shares", l.even) // patience is the two minutes that it may take
+	h.even, h.spread = time.Since(begin), l.spread()
+	l.t.Logf("MEASURED %s: even after %.1f s: %v", h.what, h.even.Seconds(), h.spread)
+}
+
+// even says whether no node has a quarter more gateways than the mean.
+func (l *league) even() bool {
+	sum, most, nodes := 0, 0, 0
+	for _, n := range l.spread() {
+		if n >= 0 {
+			sum, most, nodes = sum+n, max(most, n), nodes+1
+		}
+	}
+	return nodes > 1 && 4*most*nodes <= 5*sum
 }
 
 // awayFor is how long something stays away.

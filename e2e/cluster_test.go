@@ -91,7 +91,7 @@ func leagueOf() leagueSize {
 	if long() {
 		// 500 blocks of 32 in 2 s are 8,000 samples a second, beside two cores' TLS, a
 		// load balancer, five nodes, three queues and the database.
-		return leagueSize{500, 3, 2 * time.Second, 15 * time.Second, "drain_delay = \"5s\"\ndrain = \"5s\"\n"}
+		return leagueSize{500, 3, 2 * time.Second, 15 * time.Second, "drain_delay = \"5s\"\ndrain = \"5s\"\nshed_above = 20\n"}
 	}
 	return leagueSize{23, 1, time.Second, 0, drainsBehindHAProxy + "\n"}
 }
