@@ -28,14 +28,39 @@ func (q *Queue) checkServers(ctx context.Context) error {
 		return errors.New("whether the queue's servers sync each block before they accept it can't be seen: set queue.nats_monitors to " +
 			"their monitoring addresses, such as [\"http://10.0.0.5:8222\"], or queue.nats_confirmed = true after you have seen sync_interval: always in the configuration of each")
 	}
-	var errs []error
-	for _, address := range q.opts.Monitors {
-		if err := checkMonitor(ctx, address); err != nil {
-			errs = append(errs, fmt.Errorf("queue.nats_monitors %s: %w", shown(address), err))
+	away, err := checkMonitors(ctx, q.opts.Monitors)
+	if err == nil && away != nil {
+		q.log.Warn("some of the queue's servers do not answer; whether they sync is looked at when a process starts again", "error", away)
+	}
+	return err
+}
+
+// checkMonitors asks all servers. Those of a minority may be away, or no process
+// could start while one server is down; a queue whose majority is away takes nothing.
+func checkMonitors(ctx context.Context, addresses []string) (away, err error) {
+	var silent, wrong []error
+	for _, address := range addresses {
+		err := checkMonitor(ctx, address)
+		if err == nil {
+			continue
+		}
+		named := fmt.Errorf("queue.nats_monitors %s: %w", shown(address), err)
+		if errors.As(err, new(*unreachable)) {
+			silent = append(silent, named)
+		} else {
+			wrong = append(wrong, named)
 		}
 	}
-	return errors.Join(errs...)
+	if len(wrong) > 0 || 2*len(silent) >= len(addresses) {
+		return nil, errors.Join(append(wrong, silent...)...)
+	}
+	return errors.Join(silent...), nil
 }
+
+// An unreachable is a server that does not answer.
+type unreachable struct{ error }
+
+func (u *unreachable) Unwrap() error { return u.error }
 
 func checkVersion(version string) error {
 	parts := strings.SplitN(version, ".", 3)
@@ -84,7 +109,7 @@ func fetchJSON(ctx context.Context, url string, v any) error {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	answer, err := client.Do(request)
 	if err != nil {
-		return err
+		return &unreachable{err}
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
