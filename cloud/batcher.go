@@ -386,15 +386,23 @@ func (b *batcher) station() string {
 	return "record store"
 }
 
+// work is what is done with blocks here.
+func (b *batcher) work() string {
+	if b.into != nil {
+		return "queue blocks"
+	}
+	return "record blocks"
+}
+
 // Health returns why blocks are not being stored now; nil where they are.
 func (b *batcher) Health() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.trouble != nil {
-		return fmt.Errorf("bring blocks into the %s: %w", b.station(), b.trouble)
+		return fmt.Errorf("%s: %w", b.work(), b.trouble)
 	}
 	if !b.began.IsZero() && time.Since(b.began) > stalledAfter {
-		return fmt.Errorf("bring blocks into the %s: what began at %s has not ended", b.station(), b.began.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%s: what began at %s has not ended", b.work(), b.began.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
