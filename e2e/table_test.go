@@ -221,6 +221,7 @@ func TestTable_SaysWhatWentWrong(t *testing.T) {
 			{[]string{"-o", taken}, "--force"},
 			{[]string{"-o", filepath.Join(nowhere, "x.csv")}, "no such file"},
 			{[]string{"-o", "x.csv", "--format", "parquet"}, "do not agree"},
+			{[]string{"-o", "x.xlsx"}, "says no format"},
 			{[]string{"--format", "xls"}, "csv and parquet"},
 			{[]string{"--format", "parquet", "--compress"}, "compressed in itself"},
 			{[]string{"--from", "yesterday"}, "--from"},

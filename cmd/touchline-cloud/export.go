@@ -82,10 +82,13 @@ formula: --spreadsheet writes such texts with an apostrophe in front.`,
 // check reads the flags, and says what is wrong with them.
 func (f *exportFlags) check() (err error) {
 	named, compressed := export.ByName(f.output)
-	if f.format == "" {
+	switch {
+	case f.format != "":
+	case named != "":
 		f.format = named
-	}
-	if f.format == "" {
+	case filepath.Ext(f.output) != "" && filepath.Ext(f.output) != ".gz":
+		return fmt.Errorf("the name %s says no format that is known: end it in .csv, .csv.gz or .parquet, or say --format", f.output)
+	default:
 		f.format = export.CSV
 	}
 	if named != "" && named != f.format {
