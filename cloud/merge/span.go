@@ -54,3 +54,9 @@ func StampsOf(samples []touchline.Sample) Stamps {
 func (s *Stamps) By(c cloud.Correction) Span {
 	return Span{min(c.Time(s.Stamped.From), s.Own.From), max(c.Time(s.Stamped.To), s.Own.To)}
 }
+
+// StampedBy returns the span of what the gateway stamped as it is corrected: a
+// clock moves nothing else. It must have stamped some.
+func (s *Stamps) StampedBy(c cloud.Correction) Span {
+	return Span{c.Time(s.Stamped.From), c.Time(s.Stamped.To)}
+}

@@ -126,8 +126,10 @@ func (s *Store) move(ctx context.Context, tx pgx.Tx, b boot, clock touchline.Clo
 			m := movement{d, d.stamps.By(was), d.stamps.By(is), is}
 			byDay[d.day] = append(byDay[d.day], m)
 			covers.add(d.day, m.to)
-			changed.Remove(b.gateway, m.from.From, m.from.To)
-			changed.Remove(b.gateway, m.to.From, m.to.To)
+			for _, by := range []cloud.Correction{was, is} {
+				stamped := d.stamps.StampedBy(by)
+				changed.Remove(b.gateway, stamped.From, stamped.To)
+			}
 		}
 		for d, moved := range byDay {
 			if err := s.replace(ctx, tx, d, moved); err != nil {

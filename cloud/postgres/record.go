@@ -206,7 +206,7 @@ func (r *recording) place(d *cloud.Delivery, cur *cursor) {
 		[]byte(merge.NewNameFilter(d.Samples)), nonNil(b.Data)})
 	r.places = append(r.places, placeRow(r.day, id, span, cur.gateway, by, r.store.era))
 	r.covers.add(r.day, span)
-	r.added.Add(cur.gateway, span.From, span.To)
+	r.added.AddSamples(cur.gateway, d.Samples, by)
 	t := r.markStored(d, cur, cur.gateway)
 	t.samples += int64(b.Count)
 	t.blocks++

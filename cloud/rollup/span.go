@@ -45,16 +45,11 @@ type Span struct {
 // Spans are what one transaction changed. The zero value is ready.
 type Spans struct{ list []Span }
 
-// Add notes that samples between two times, in ns and both included, were
-// added to a gateway's.
-func (s *Spans) Add(gateway, from, to int64) { s.add(gateway, from, to, false) }
-
-// Remove notes that samples between two times may have been moved or hidden.
-func (s *Spans) Remove(gateway, from, to int64) { s.add(gateway, from, to, true) }
-
-func (s *Spans) add(gateway, from, to int64, removes bool) {
+// Remove notes that samples between two times, in ns and both included, may
+// have been moved or hidden.
+func (s *Spans) Remove(gateway, from, to int64) {
 	if from <= to {
-		s.list = append(s.list, Span{gateway, SecondOf(from), SecondOf(to), removes})
+		s.list = append(s.list, Span{gateway, SecondOf(from), SecondOf(to), true})
 	}
 }
 

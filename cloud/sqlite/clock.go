@@ -139,8 +139,8 @@ func (s *Store) move(ctx context.Context, tx *sql.Tx, b boot, clock touchline.Cl
 				continue
 			}
 			for _, by := range []cloud.Correction{was, is} {
-				span := d.stamps.By(by)
-				moved.Remove(b.gateway, span.From, span.To)
+				stamped := d.stamps.StampedBy(by)
+				moved.Remove(b.gateway, stamped.From, stamped.To)
 			}
 			if err := replace(tx, d, was, is, version); err != nil {
 				return err

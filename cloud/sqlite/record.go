@@ -140,7 +140,7 @@ func (r *recording) store(d *cloud.Delivery, cur *cursor) error {
 	if err := place.insert(r.tx); err != nil {
 		return err
 	}
-	r.added.Add(place.gateway, place.From, place.To)
+	r.added.AddSamples(place.gateway, d.Samples, place.by)
 	t := r.markStored(d, cur, cur.gateway)
 	t.samples += int64(b.Count)
 	t.blocks++
