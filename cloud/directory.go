@@ -17,8 +17,9 @@ import (
 // power cut may take back what was announced.
 type Directory interface {
 	// Announce puts what a node says of itself in place of what it said before,
-	// forgets nodes that nobody has heard of for NodeForgotten, and former lives
-	// of this one, and returns all that are left, by name.
+	// forgets nodes that nobody has heard of for NodeForgotten, former lives of
+	// this one, and what a clock that was set back has left in the future, and
+	// returns all that are left, by name.
 	Announce(ctx context.Context, n Node) ([]Sighting, error)
 	// Nodes returns what Announce does, and changes nothing.
 	Nodes(ctx context.Context) ([]Sighting, error)
@@ -47,7 +48,8 @@ type Node struct {
 	Shed int `json:"shed"`
 }
 
-// A Sighting is a node, and how long ago it said so by the store's clock.
+// A Sighting is a node, and how far from now it said so by the store's clock,
+// which may have been set back since.
 type Sighting struct {
 	Node
 	Age time.Duration

@@ -36,6 +36,7 @@ func (s *Store) Announce(ctx context.Context, n cloud.Node) (list []cloud.Sighti
 			DELETE FROM node WHERE id IN (
 				SELECT id FROM node
 				WHERE seen < clock_timestamp() - $1::interval OR name = $2 AND id <> $3 AND seen < clock_timestamp() - $4::interval
+					OR seen > clock_timestamp() + $4::interval
 				FOR UPDATE SKIP LOCKED)`, cloud.NodeForgotten, n.Name, n.ID, cloud.NodeLost)
 		batch.Queue(`
 			INSERT INTO node (id, name, seen, state) VALUES ($1, $2, clock_timestamp(), $3)
@@ -67,7 +68,7 @@ type lister interface {
 }
 
 func readNodes(ctx context.Context, from lister) (list []cloud.Sighting, err error) {
-	rows, err := from.Query(ctx, `SELECT greatest(clock_timestamp() - seen, '0'), state FROM node ORDER BY name, id LIMIT $1`, cloud.MaxNodes)
+	rows, err := from.Query(ctx, `SELECT greatest(clock_timestamp() - seen, seen - clock_timestamp()), state FROM node ORDER BY name, id LIMIT $1`, cloud.MaxNodes)
 	if err != nil {
 		return nil, err
 	}

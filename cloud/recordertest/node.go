@@ -86,6 +86,30 @@ var nodeTests = map[string]func(*fixture){
 		f.nodes("1", "4", "5", "6")
 	},
 
+	// A clock that was ahead, and is set right, leaves rows of the future. Who lives
+	// says so again in seconds; a former life that would be ready until then would
+	// be sent gateways that nobody takes.
+	"Nodes_ThoseOfTheFutureAreForgotten": func(f *fixture) {
+		aging, ok := f.store.(Aging)
+		if !ok {
+			f.Skip("the store is not Aging: its nodes can't be made younger")
+		}
+		for _, id := range []string{"1", "2"} {
+			if _, err := f.store.Announce(f.Context(), aNode(id, "name of "+id)); err != nil {
+				f.Fatal(err)
+			}
+		}
+		aging.AgeNodes(f.T, "1", -24*time.Hour)
+		aging.AgeNodes(f.T, "2", -24*time.Hour)
+		if list, err := f.store.Nodes(f.Context()); err != nil || len(list) != 2 || list[0].State() != "lost" || list[1].State() != "lost" {
+			f.Fatalf("%+v %v: want both lost", list, err)
+		}
+		list, err := f.store.Announce(f.Context(), aNode("2", "name of 2"))
+		if err != nil || len(list) != 1 || list[0].ID != "2" || list[0].State() != "ready" {
+			f.Fatalf("%+v %v: want 2, ready", list, err)
+		}
+	},
+
 	"Nodes_AnyNumberAnnounceAtOnce": func(f *fixture) {
 		stores := []Store{f.store, f.second()}
 		var group errgroup.Group

@@ -28,8 +28,8 @@ func (s *Store) Announce(ctx context.Context, n cloud.Node) (list []cloud.Sighti
 	}
 	err = s.change(ctx, func(tx *sql.Tx) error {
 		now := time.Now()
-		_, err := tx.Exec(`DELETE FROM node WHERE seen < ? OR name = ? AND id <> ? AND seen < ?`,
-			now.Add(-cloud.NodeForgotten).UnixNano(), n.Name, n.ID, now.Add(-cloud.NodeLost).UnixNano())
+		_, err := tx.Exec(`DELETE FROM node WHERE seen < ? OR name = ? AND id <> ? AND seen < ? OR seen > ?`,
+			now.Add(-cloud.NodeForgotten).UnixNano(), n.Name, n.ID, now.Add(-cloud.NodeLost).UnixNano(), now.Add(cloud.NodeLost).UnixNano())
 		if err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (s *Store) Nodes(ctx context.Context) (list []cloud.Sighting, err error) {
 		if err := json.Unmarshal([]byte(state), &n.Node); err != nil {
 			return nil, fmt.Errorf("list nodes: %w", err)
 		}
-		n.Age = max(0, time.Since(time.Unix(0, seen)))
+		n.Age = time.Since(time.Unix(0, seen)).Abs()
 		list = append(list, n)
 	}
 	if err := rows.Err(); err != nil {
