@@ -348,9 +348,14 @@ func (w *rolling) makeSeries(ctx context.Context, lists ...[]rollup.Row) error {
 	return err
 }
 
-// trimPage is of how many series rows are dropped in one transaction: in each
-// hour 3,600 rows of a series are over, so some 60,000.
-const trimPage = 16
+// trimPage is of how many series rows are dropped at a time, and trimRows of how
+// many of one series: some 60,000 together, a tenth of a second of the 30 that a
+// statement has. An hour of seconds is what is over in each hour; a year of them
+// is, once, where less is to be kept than before.
+const (
+	trimPage = 16
+	trimRows = 3600
+)
 
 // RollupTrim implements rollup.Store.
 func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
@@ -378,12 +383,43 @@ func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
 		if len(page) == 0 {
 			return nil
 		}
-		for table, before := range map[string]int64{"rollup_second": seconds, "rollup_minute": minutes} {
-			if _, err := s.pool.Exec(ctx, `DELETE FROM `+table+` WHERE series = ANY ($1) AND time < to_timestamp($2::float8)`, page, float64(before)); err != nil {
-				return fmt.Errorf("drop rows of %s: %w", table, err)
-			}
+		if err := s.trimSeries(ctx, trimming{"rollup_second", page, 1, seconds}); err != nil {
+			return fmt.Errorf("drop seconds: %w", err)
+		}
+		if err := s.trimSeries(ctx, trimming{"rollup_minute", page, 60, minutes}); err != nil {
+			return fmt.Errorf("drop minutes: %w", err)
 		}
 		last = page[len(page)-1]
+	}
+}
+
+// A trimming is of the rows of some series before a time.
+type trimming struct {
+	table  string
+	series []int32
+	unit   int64 // s, of a row
+	before int64
+}
+
+// trimSeries goes from the oldest row on, so that no statement sees again what
+// another one has dropped: what is dead stays in the index while somebody, a
+// dump for one, looks at what was before.
+func (s *Store) trimSeries(ctx context.Context, t trimming) error {
+	for next := int64(rollup.MinSecond); ; {
+		var oldest *int64
+		err := s.pool.QueryRow(ctx, `
+			SELECT extract(epoch FROM min(r.time))::bigint FROM unnest($1::int[]) AS w (series), LATERAL (
+				SELECT time FROM `+t.table+` WHERE series = w.series AND time >= to_timestamp($2::float8) AND time < to_timestamp($3::float8)
+				ORDER BY time LIMIT 1) AS r`, t.series, float64(next), float64(t.before)).Scan(&oldest)
+		if err != nil || oldest == nil {
+			return err
+		}
+		next = *oldest + trimRows*t.unit
+		_, err = s.pool.Exec(ctx, `DELETE FROM `+t.table+` WHERE series = ANY ($1) AND time >= to_timestamp($2::float8) AND time < to_timestamp($3::float8)`,
+			t.series, float64(*oldest), float64(min(next, t.before)))
+		if err != nil {
+			return err
+		}
 	}
 }
 

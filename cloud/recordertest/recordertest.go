@@ -68,7 +68,7 @@ type Faulty interface {
 func Run(t *testing.T, open func(t *testing.T) Store) {
 	for _, group := range []map[string]func(*fixture){
 		recordTests, storedTests, lostTests, clockTests, queryTests, registryTests, keyTests, crowdTests,
-		enrolTests, rollTests, accessTests, ownerTests, nodeTests, maskTests, rollupTests, rollupClockTests,
+		enrolTests, rollTests, accessTests, ownerTests, nodeTests, maskTests, rollupTests, rollupClockTests, rollupTrimTests,
 	} {
 		names := make([]string, 0, len(group))
 		for name := range group {

@@ -117,14 +117,17 @@ func (r *Roller) step(ctx context.Context, started, trimmed *time.Time) (time.Du
 	if !r.opts.Enabled {
 		return r.pace.start, nil
 	}
+	// What can't be dropped holds up no new rows.
+	var trimming error
 	if now.Sub(*trimmed) >= r.pace.trim || now.Before(*trimmed) {
 		if err := r.trim(ctx, now); err != nil {
-			return 0, fmt.Errorf("drop what was kept long enough: %w", err)
+			trimming = fmt.Errorf("drop what was kept long enough: %w", err)
+		} else {
+			*trimmed = now
 		}
-		*trimmed = now
 	}
 	more, err := r.Turn(ctx)
-	if err != nil || more {
+	if err = errors.Join(trimming, err); err != nil || more {
 		return 0, err
 	}
 	return r.pace.look, nil

@@ -323,9 +323,14 @@ func (w *rolling) number(s rollup.Series) (id int64, err error) {
 	return id, nil
 }
 
-// trimPage is of how many series rows are dropped in one transaction: in each
-// hour 3,600 rows of a series are over, so some 60,000.
-const trimPage = 16
+// trimPage is of how many series rows are dropped at a time, and trimRows of how
+// many of one series: some 60,000 together, a tenth of a second in which nothing
+// is recorded. An hour of seconds is what is over in each hour; a year of them
+// is, once, where less is to be kept than before.
+const (
+	trimPage = 16
+	trimRows = 3600
+)
 
 // RollupTrim implements rollup.Store.
 func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
@@ -341,8 +346,12 @@ func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
 		if !next.Valid {
 			return nil
 		}
-		if err := s.trimSeries(ctx, [2]int64{last, next.Int64}, seconds, minutes); err != nil {
-			return err
+		page := [2]int64{last, next.Int64}
+		if err := s.trimSeries(ctx, trimming{"rollup_second", page, 1, seconds}); err != nil {
+			return fmt.Errorf("drop seconds: %w", err)
+		}
+		if err := s.trimSeries(ctx, trimming{"rollup_minute", page, 60, minutes}); err != nil {
+			return fmt.Errorf("drop minutes: %w", err)
 		}
 		last = next.Int64
 	}
@@ -369,24 +378,31 @@ func (s *Store) raiseSeconds(ctx context.Context, from int64) (err error) {
 	return tx.Commit()
 }
 
-func (s *Store) trimSeries(ctx context.Context, series [2]int64, seconds, minutes int64) (err error) {
-	const over = ` WHERE series IN (SELECT id FROM series WHERE id > ? AND id <= ?) AND time < ?`
-	var there bool
-	err = s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM rollup_second`+over+`) OR EXISTS (SELECT 1 FROM rollup_minute`+over+`)`,
-		series[0], series[1], seconds, series[0], series[1], minutes).Scan(&there)
-	if err != nil || !there {
-		return err
+// A trimming is of the rows of some series before a time.
+type trimming struct {
+	table  string
+	series [2]int64 // above the first number, up to the second
+	unit   int64    // s, of a row
+	before int64
+}
+
+func (s *Store) trimSeries(ctx context.Context, t trimming) error {
+	for next := int64(rollup.MinSecond); ; {
+		var oldest sql.NullInt64
+		err := s.read.QueryRowContext(ctx, `SELECT min(oldest) FROM (
+			SELECT (SELECT min(time) FROM `+t.table+` WHERE series = s.id AND time >= ? AND time < ?) AS oldest FROM series s WHERE s.id > ? AND s.id <= ?)`,
+			next, t.before, t.series[0], t.series[1]).Scan(&oldest)
+		if err != nil || !oldest.Valid {
+			return err
+		}
+		next = oldest.Int64 + trimRows*t.unit
+		err = s.change(ctx, func(tx *sql.Tx) error {
+			_, err := tx.Exec(`DELETE FROM `+t.table+` WHERE series IN (SELECT id FROM series WHERE id > ? AND id <= ?) AND time >= ? AND time < ?`,
+				t.series[0], t.series[1], oldest.Int64, min(next, t.before))
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
-	tx, err := s.beginWrite(ctx)
-	if err != nil {
-		return err
-	}
-	defer rollback(tx, &err)
-	if _, err := tx.Exec(`DELETE FROM rollup_second`+over, series[0], series[1], seconds); err != nil {
-		return fmt.Errorf("drop seconds: %w", err)
-	}
-	if _, err := tx.Exec(`DELETE FROM rollup_minute`+over, series[0], series[1], minutes); err != nil {
-		return fmt.Errorf("drop minutes: %w", err)
-	}
-	return tx.Commit()
 }
