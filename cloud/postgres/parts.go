@@ -122,13 +122,9 @@ func (s *Store) dropParts(ctx context.Context) error {
 	if s.opts.KeepDays == 0 {
 		return nil
 	}
-	var now time.Time
-	if err := s.pool.QueryRow(ctx, `SELECT now()`).Scan(&now); err != nil {
-		return fmt.Errorf("read the server's clock: %w", err)
-	}
-	// Two clocks are seldom wrong alike: one that jumped must not empty the store.
-	if off := time.Since(now).Abs(); off > maxClockDifference {
-		return fmt.Errorf("drop partitions: the clocks of the database server and of this machine differ by %s: nothing is dropped until they agree", off.Round(time.Second))
+	now, err := s.agreedNow(ctx)
+	if err != nil {
+		return fmt.Errorf("drop partitions: %w", err)
 	}
 	for {
 		dropped, err := s.dropOldest(ctx, dayOf(now)-day(s.opts.KeepDays))
@@ -140,6 +136,18 @@ func (s *Store) dropParts(ctx context.Context) error {
 		}
 		s.logger.Info("samples are dropped that were kept long enough", "recorded", dropped.String(), "keep_days", s.opts.KeepDays)
 	}
+}
+
+// agreedNow returns the server's time, where this machine says the same: two
+// clocks are seldom wrong alike, and one that jumped must not empty the store.
+func (s *Store) agreedNow(ctx context.Context) (now time.Time, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT now()`).Scan(&now); err != nil {
+		return now, fmt.Errorf("read the server's clock: %w", err)
+	}
+	if off := time.Since(now).Abs(); off > maxClockDifference {
+		return now, fmt.Errorf("the clocks of the database server and of this machine differ by %s: nothing is dropped until they agree", off.Round(time.Second))
+	}
+	return now, nil
 }
 
 // dropOldest drops the oldest partition if it is of a day before limit.

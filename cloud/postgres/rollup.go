@@ -359,16 +359,12 @@ const (
 
 // RollupTrim implements rollup.Store.
 func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
-	// First it is noted that seconds before a time are not kept: no turn makes a
-	// minute out of those that are left.
-	err := s.change(ctx, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `UPDATE meta SET value = $1::bigint::text WHERE key = 'rollup_seconds_from' AND value::bigint < $1`, seconds)
-		if err != nil || tag.RowsAffected() == 0 {
+	if seconds != rollup.MinSecond || minutes != rollup.MinSecond {
+		if _, err := s.agreedNow(ctx); err != nil {
 			return err
 		}
-		return nextTurn(ctx, tx, nil)
-	})
-	if err != nil {
+	}
+	if err := s.keepSeconds(ctx, seconds, minutes); err != nil {
 		return fmt.Errorf("note which seconds are kept: %w", err)
 	}
 	for last := int32(0); ; {
@@ -391,6 +387,28 @@ func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
 		}
 		last = page[len(page)-1]
 	}
+}
+
+// keepSeconds notes from when on seconds are kept, before any is dropped: no turn
+// makes a minute out of those that are left.
+func (s *Store) keepSeconds(ctx context.Context, seconds, minutes int64) error {
+	return s.change(ctx, func(tx pgx.Tx) error {
+		var was int64
+		if err := tx.QueryRow(ctx, `SELECT value::bigint FROM meta WHERE key = 'rollup_seconds_from' FOR UPDATE`).Scan(&was); err != nil {
+			return err
+		}
+		from, again := rollup.KeepSeconds(was, seconds, minutes)
+		if from == was {
+			return nil
+		}
+		if _, err := tx.Exec(ctx, `UPDATE meta SET value = $1::bigint::text WHERE key = 'rollup_seconds_from'`, from); err != nil {
+			return err
+		}
+		if err := note(ctx, tx, &again); err != nil {
+			return err
+		}
+		return nextTurn(ctx, tx, nil)
+	})
 }
 
 // A trimming is of the rows of some series before a time.

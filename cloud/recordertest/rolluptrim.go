@@ -60,6 +60,43 @@ var rollupTrimTests = map[string]func(*fixture){
 		}
 	},
 
+	// A node whose clock is ahead by years drops what it takes for old. Once that is
+	// known, rows are there again, of what came meanwhile too; and so they are where
+	// more is to be kept than before.
+	"Rollup_AClockThatWasAheadTakesNothingForGood": func(f *fixture) {
+		const day, hour = int64(86_400), today / 3600e9 * 3600
+		f.addGateways("north")
+		epoch := touchline.NewEpoch()
+		all := batch{NewDelivery(f, "north", epoch, 1, Series("belt", (hour-20*day)*1e9, 700e9, 2600))} // 21 days
+		f.record(all)
+		roller := f.roller(f.store, rollup.Options{Enabled: true})
+		f.rollUp(roller)
+		trim := func(seconds, minutes int64) {
+			f.Helper()
+			if err := f.store.RollupTrim(f.Context(), seconds, minutes); err != nil {
+				f.Fatal(err)
+			}
+		}
+		trim(hour+3650*day, hour+3650*day)
+		f.hasRollups(nil)
+		all = append(all, NewDelivery(f, "north", epoch, 10_001, Series("vest", hour*1e9, 1e9, 300)))
+		f.record(all[1:])
+		f.rollUp(roller)
+		trim(hour-30*day, hour-30*day)
+		f.rollUp(roller)
+		f.hasRollups(Records(all...))
+
+		trim(hour-7*day, rollup.MinSecond)
+		f.rollUp(roller)
+		kept := slices.DeleteFunc(rolled(Records(all...), 1), func(r cloud.Rollup) bool { return r.Time < hour-7*day })
+		if got := f.rollups(cloud.Query{}, false); !slices.EqualFunc(got, kept, sameRollup) {
+			f.Fatalf("%d rows of seconds are kept, want %d", len(got), len(kept))
+		}
+		trim(rollup.MinSecond, rollup.MinSecond)
+		f.rollUp(roller)
+		f.hasRollups(Records(all...))
+	},
+
 	"Rollup_WhatCanNotBeDroppedHoldsUpNoRows": func(f *fixture) {
 		f.addGateways("north")
 		d := NewDelivery(f, "north", touchline.NewEpoch(), 1, Series("belt", today, 1e9, 20))

@@ -135,9 +135,6 @@ func (r *Roller) step(ctx context.Context, started, trimmed *time.Time) (time.Du
 
 // trim drops rows in steps of an hour.
 func (r *Roller) trim(ctx context.Context, now time.Time) error {
-	if r.opts.SecondRows == 0 && r.opts.MinuteRows == 0 {
-		return nil
-	}
 	before := func(keep time.Duration) int64 {
 		if keep == 0 {
 			return MinSecond

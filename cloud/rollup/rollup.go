@@ -121,6 +121,8 @@ type Store interface {
 	// where Turn is not the newest.
 	RollupCommit(ctx context.Context, r Result) error
 	// RollupTrim drops rows of seconds and of minutes that are of before these
-	// times; MinSecond drops none.
+	// times; MinSecond drops none. What it dropped of later ones before is noted
+	// to be computed anew (see KeepSeconds). Where another clock than this
+	// machine's says that the times are wrong, it does nothing and says so.
 	RollupTrim(ctx context.Context, seconds, minutes int64) error
 }

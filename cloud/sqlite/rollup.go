@@ -334,8 +334,8 @@ const (
 
 // RollupTrim implements rollup.Store.
 func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
-	if err := s.raiseSeconds(ctx, seconds); err != nil {
-		return err
+	if err := s.keepSeconds(ctx, seconds, minutes); err != nil {
+		return fmt.Errorf("note which seconds are kept: %w", err)
 	}
 	for last := int64(0); ; {
 		var next sql.NullInt64
@@ -357,25 +357,26 @@ func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
 	}
 }
 
-// raiseSeconds notes that seconds before a time are not kept, before any is
-// dropped: no turn makes a minute out of those that are left.
-func (s *Store) raiseSeconds(ctx context.Context, from int64) (err error) {
-	tx, err := s.beginWrite(ctx)
-	if err != nil {
-		return err
-	}
-	defer rollback(tx, &err)
-	result, err := tx.Exec(`UPDATE meta SET value = ?1 WHERE key = 'rollup_seconds_from' AND CAST(value AS INTEGER) < ?1`, from)
-	if err != nil {
-		return fmt.Errorf("note which seconds are kept: %w", err)
-	}
-	if n, err := result.RowsAffected(); err != nil || n == 0 {
-		return err
-	}
-	if err := nextTurn(tx, nil); err != nil {
-		return err
-	}
-	return tx.Commit()
+// keepSeconds notes from when on seconds are kept, before any is dropped: no turn
+// makes a minute out of those that are left.
+func (s *Store) keepSeconds(ctx context.Context, seconds, minutes int64) error {
+	return s.change(ctx, func(tx *sql.Tx) error {
+		var was int64
+		if err := tx.QueryRow(`SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'rollup_seconds_from'`).Scan(&was); err != nil {
+			return err
+		}
+		from, again := rollup.KeepSeconds(was, seconds, minutes)
+		if from == was {
+			return nil
+		}
+		if _, err := tx.Exec(`UPDATE meta SET value = ? WHERE key = 'rollup_seconds_from'`, from); err != nil {
+			return err
+		}
+		if err := note(tx, &again); err != nil {
+			return err
+		}
+		return nextTurn(tx, nil)
+	})
 }
 
 // A trimming is of the rows of some series before a time.
