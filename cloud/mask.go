@@ -52,7 +52,7 @@ func WholeEpoch(epoch touchline.Epoch) wire.EpochRanges {
 // Limits of masks. A query has those that concern it in memory, about 400
 // bytes each.
 const (
-	// MaxMasks is how many a store takes: 40 MB in a query about everything.
+	// MaxMasks is how many may be in force in a store: 40 MB in a query about everything.
 	// 25 players of 20 clubs who dock after each of 40 matches are 20,000 in a season.
 	MaxMasks = 100_000
 	// maxMaskGateways, maxMaskEpochs and maxMaskRanges bound one: a venue has
@@ -62,6 +62,11 @@ const (
 	maxMaskRanges   = 1024
 	maxMaskText     = 500 // bytes of who and why
 )
+
+// TooManyMasks says that a store takes no further mask, and what to do.
+func TooManyMasks(masks int) error {
+	return fmt.Errorf("%d masks are in force, and no more than that may be: `touchline-cloud replace revoke` those whose samples nobody reads any more", masks)
+}
 
 // ErrNoMask is in the error where a mask is to be revoked that is not there, or
 // out of force already.

@@ -67,11 +67,12 @@ func (s *Store) AddMask(ctx context.Context, m cloud.Mask) (cloud.Mask, error) {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, maskLock); err != nil {
 			return err
 		}
-		if err := tx.QueryRow(ctx, `SELECT count(*), coalesce(max(number), 0) FROM mask`).Scan(&masks, &newest); err != nil {
+		// A revocation, and the mask that it put out of force.
+		if err := tx.QueryRow(ctx, `SELECT count(*) - 2 * count(revokes), coalesce(max(number), 0) FROM mask`).Scan(&masks, &newest); err != nil {
 			return err
 		}
-		if masks >= cloud.MaxMasks {
-			return fmt.Errorf("the store has %d masks, and no more than that", masks)
+		if masks >= cloud.MaxMasks && m.Revokes == 0 {
+			return cloud.TooManyMasks(masks)
 		}
 		m.Number, m.Made, m.Revoked = newest+1, time.Unix(0, time.Now().UnixNano()).UTC(), 0
 		var changed rollup.Spans

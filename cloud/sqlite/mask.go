@@ -64,11 +64,12 @@ func (s *Store) AddMask(ctx context.Context, m cloud.Mask) (_ cloud.Mask, err er
 	}
 	defer rollback(tx, &err)
 	var masks int
-	if err := tx.QueryRow(`SELECT count(*) FROM mask`).Scan(&masks); err != nil {
+	// A revocation, and the mask that it put out of force.
+	if err := tx.QueryRow(`SELECT count(*) - 2 * count(revokes) FROM mask`).Scan(&masks); err != nil {
 		return fail(err)
 	}
-	if masks >= cloud.MaxMasks {
-		return fail(fmt.Errorf("the store has %d masks, and no more than that", masks))
+	if masks >= cloud.MaxMasks && m.Revokes == 0 {
+		return fail(cloud.TooManyMasks(masks))
 	}
 	m.Made, m.Revoked = time.Unix(0, time.Now().UnixNano()).UTC(), 0
 	var changed rollup.Spans
