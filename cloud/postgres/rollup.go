@@ -367,6 +367,9 @@ func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
 	if err := s.keepSeconds(ctx, seconds, minutes); err != nil {
 		return fmt.Errorf("note which seconds are kept: %w", err)
 	}
+	if seconds == rollup.MinSecond && minutes == rollup.MinSecond {
+		return nil
+	}
 	for last := int32(0); ; {
 		rows, err := s.pool.Query(ctx, `SELECT id FROM series WHERE id > $1 ORDER BY id LIMIT $2`, last, trimPage)
 		if err != nil {

@@ -337,6 +337,9 @@ func (s *Store) RollupTrim(ctx context.Context, seconds, minutes int64) error {
 	if err := s.keepSeconds(ctx, seconds, minutes); err != nil {
 		return fmt.Errorf("note which seconds are kept: %w", err)
 	}
+	if seconds == rollup.MinSecond && minutes == rollup.MinSecond {
+		return nil
+	}
 	for last := int64(0); ; {
 		var next sql.NullInt64
 		err := s.read.QueryRowContext(ctx, `SELECT max(id) FROM (SELECT id FROM series WHERE id > ? ORDER BY id LIMIT ?)`, last, trimPage).Scan(&next)
