@@ -214,6 +214,16 @@ type batch struct {
 func (g batch) slice(from, to int) batch { return batch{g.entries[from:to], g.deliveries[from:to]} }
 func (g batch) len() int                 { return len(g.entries) }
 
+// those returns the ones that are marked.
+func (g batch) those(marked []bool) (some batch) {
+	for i := range g.entries {
+		if marked[i] {
+			some.entries, some.deliveries = append(some.entries, g.entries[i]), append(some.deliveries, g.deliveries[i])
+		}
+	}
+	return some
+}
+
 // decode fills in the samples. It happens here and not on arrival, so that
 // what waits costs two bytes a sample and not 96.
 func (b *batcher) decode(entries []*entry) batch {
@@ -286,7 +296,11 @@ func (b *batcher) record(stop, work context.Context, entries []*entry) {
 		}
 	}
 	b.mu.Lock()
-	b.queue = append(b.queue, g.entries...)
+	for _, e := range g.entries {
+		if b.pending[e.key] == e { // the queue may hold some of them
+			b.queue = append(b.queue, e)
+		}
+	}
 	b.mu.Unlock()
 	b.signal()
 
@@ -351,7 +365,10 @@ func (b *batcher) publish(ctx context.Context, g batch) error {
 	b.mu.Lock()
 	b.began = time.Time{}
 	b.mu.Unlock()
-	if err != nil {
+	var partly *PartlyHeldError
+	if errors.As(err, &partly) {
+		g = g.those(partly.Held)
+	} else if err != nil {
 		return err
 	}
 	now := time.Now()
@@ -359,7 +376,7 @@ func (b *batcher) publish(ctx context.Context, g batch) error {
 	waited(b.stats.acceptedLag, g.deliveries, now)
 	b.stats.blocksAccepted.Add(uint64(g.len()))
 	b.done(g.entries, func(e *entry, to receiver) { to.accepted(&e.delivery.Block) })
-	return nil
+	return err
 }
 
 // health keeps what Health reports, and logs its changes.

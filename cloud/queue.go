@@ -12,9 +12,10 @@ import (
 //
 // Publish returns nil when the queue holds each block of batch safely: synced,
 // and replicated where it is a cluster. The gateway is then told accepted, and
-// keeps the block. An error means that nothing is known of the batch; it is
-// published again, and a copy more in the queue is a repeat in the record store.
-// A queue that is full is an error. Publish is called by one goroutine at a time.
+// keeps the block. An error means that nothing is known of the batch, but for what
+// a PartlyHeldError says; it is published again, and a copy more in the queue is a
+// repeat in the record store. A queue that is full is an error. Publish is called by
+// one goroutine at a time.
 //
 // Hear calls stored with what the recorders say is stored of a gateway, at
 // whichever node and in whichever process, until silence is called. It is a
@@ -24,6 +25,19 @@ type Queue interface {
 	Publish(ctx context.Context, batch []Delivery) error
 	Hear(gateway string, stored func([]wire.EpochRanges)) (silence func(), err error)
 }
+
+// A PartlyHeldError says that the queue holds some blocks of a batch, as it would be
+// without the others: where it has parts one of them may be full.
+type PartlyHeldError struct {
+	Held []bool // for each block of the batch
+	Err  error  // what became of the others
+}
+
+// Error implements error.
+func (e *PartlyHeldError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what became of the others.
+func (e *PartlyHeldError) Unwrap() error { return e.Err }
 
 // A Source is a queue as those see it who record what it holds.
 //

@@ -40,6 +40,41 @@ func (q *Queue) embed() error {
 	if !ns.JetStreamEnabled() {
 		return errors.New("the server has no JetStream: look for what it logged")
 	}
+	q.config = *ns.JetStreamConfig()
+	return nil
+}
+
+// A stream that could not write once, since the disk was full say, takes nothing
+// more and answers nobody, when there is room again too. Then the server reads its
+// streams anew: after so many batches without an answer, a disk that is merely slow
+// being one more reason, and not more often than reviveEvery.
+const (
+	reviveAfter = 2
+	reviveEvery = 15 * time.Second
+)
+
+// noteAnswered counts batches to which the embedded server said nothing. Publish calls it.
+func (q *Queue) noteAnswered(yes bool) {
+	if q.unanswered++; yes {
+		q.unanswered = 0
+	}
+}
+
+// revive has the embedded server read its streams again where it needs that.
+func (q *Queue) revive() error {
+	if q.embedded == nil || q.unanswered < reviveAfter || time.Since(q.revived) < reviveEvery {
+		return nil
+	}
+	q.log.Warn("the queue does not answer, as after a disk that was full; its streams are read again", "folder", q.opts.Folder)
+	q.revived = time.Now()
+	if err := q.embedded.ShutdownJetStream(); err != nil {
+		return fmt.Errorf("end the queue's streams: %w", err)
+	}
+	config := q.config
+	config.StoreDir = q.opts.Folder
+	if err := q.embedded.EnableJetStream(&config); err != nil {
+		return fmt.Errorf("read the queue's streams again: %w", err)
+	}
 	return nil
 }
 

@@ -36,6 +36,11 @@ type Queue struct {
 
 	duplicates atomic.Uint64 // blocks published that a stream knew
 
+	// Used by Publish only, where the server is embedded.
+	config     server.JetStreamConfig
+	unanswered int       // batches in a row
+	revived    time.Time // last
+
 	notices chan *nats.Msg
 	mu      sync.Mutex // covers what follows
 	hearers map[string][]*hearer

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -27,11 +28,15 @@ const (
 // ingest publishes 512 at a time.
 const maxAtomic = 512
 
-// Publish implements cloud.Queue.
+// Publish implements cloud.Queue. Each shard has its part of the batch by itself,
+// so that one that is full, or has no leader, takes nothing from the others.
 func (q *Queue) Publish(ctx context.Context, batch []cloud.Delivery) error {
+	if err := q.revive(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, 2*publishTimeout)
 	defer cancel()
-	shards := map[int][]*nats.Msg{}
+	parts := map[int]*part{}
 	for i := range batch {
 		shard := shardOf(batch[i].Gateway, q.opts.Shards)
 		m, err := messageOf(&batch[i], q.opts.subject(shard))
@@ -41,30 +46,68 @@ func (q *Queue) Publish(ctx context.Context, batch []cloud.Delivery) error {
 		if q.opts.Duplicates == 0 {
 			delete(m.Header, nats.MsgIdHdr)
 		}
-		shards[shard] = append(shards[shard], m)
+		if parts[shard] == nil {
+			parts[shard] = new(part)
+		}
+		parts[shard].add(m, i)
 	}
-	var commits []commit
-	var rest []*nats.Msg
-	for _, list := range shards {
-		for part := range slices.Chunk(list, maxAtomic) {
-			if len(part) == 1 {
-				rest = append(rest, part...)
-				continue
-			}
-			c, err := q.send(part)
-			if err != nil {
-				return fmt.Errorf("publish to %s: %w", part[0].Subject, err)
-			}
-			commits = append(commits, c)
+	var group sync.WaitGroup
+	for _, p := range parts {
+		group.Go(func() { p.err = q.publishPart(ctx, p.messages) })
+	}
+	group.Wait()
+	return q.outcome(parts, len(batch))
+}
+
+// A part is what of a batch goes into one shard.
+type part struct {
+	messages []*nats.Msg
+	of       []int // where they are in the batch
+	err      error
+}
+
+func (p *part) add(m *nats.Msg, i int) {
+	p.messages, p.of = append(p.messages, m), append(p.of, i)
+}
+
+// outcome says what became of a batch of n.
+func (q *Queue) outcome(parts map[int]*part, n int) error {
+	held := make([]bool, n)
+	var errs []error
+	answered := true
+	for _, p := range parts {
+		for _, i := range p.of {
+			held[i] = p.err == nil
+		}
+		if p.err != nil {
+			errs = append(errs, p.err)
+			answered = answered && errors.As(p.err, new(*jetstream.APIError))
 		}
 	}
-	for _, c := range commits {
-		if err := c.await(ctx); errors.As(err, new(refusal)) {
+	q.noteAnswered(answered)
+	if len(errs) > 0 && len(errs) < len(parts) {
+		return &cloud.PartlyHeldError{Held: held, Err: errors.Join(errs...)}
+	}
+	return errors.Join(errs...)
+}
+
+// publishPart publishes messages of one subject.
+func (q *Queue) publishPart(ctx context.Context, list []*nats.Msg) error {
+	if len(list) == 1 {
+		return q.publishEach(ctx, list)
+	}
+	var rest []*nats.Msg
+	for some := range slices.Chunk(list, maxAtomic) {
+		c, err := q.send(some)
+		if err == nil {
+			err = c.await(ctx)
+		}
+		if errors.As(err, new(refusal)) {
 			// It has a block that the queue knows, or found no room as a whole: each says for
 			// itself then what becomes of it.
-			rest = append(rest, c.messages...)
+			rest = append(rest, some...)
 		} else if err != nil {
-			return fmt.Errorf("publish to %s: %w", c.messages[0].Subject, err)
+			return fmt.Errorf("publish to %s: %w", some[0].Subject, err)
 		}
 	}
 	return q.publishEach(ctx, rest)
