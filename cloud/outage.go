@@ -31,6 +31,7 @@ type outage struct {
 	patience time.Duration // Options.AccessFor; 0 where there is no queue
 	away     atomic.Bool   // as of the last look
 	back     atomic.Int64  // ns since the Unix epoch, when it was away last
+	failed   atomic.Int64  // ns since the Unix epoch, when it began no session though it was there; 0 since it began one
 
 	mu       sync.Mutex // covers what follows
 	asked    time.Time  // when the store said what follows; zero: never
@@ -164,6 +165,7 @@ func (in *ingest) lookAround(ctx context.Context, revision uint64, err error) {
 	if was := in.outage.away.Swap(err != nil); was != (err != nil) && ctx.Err() == nil {
 		if was {
 			in.outage.back.Store(time.Now().UnixNano())
+			in.outage.failed.Store(0)
 			in.log.Info("the record store is back")
 		} else {
 			in.log.Warn("the record store is away; gateways are served on, from the queue and by what the store said last of their credentials",
@@ -207,6 +209,13 @@ func (s *session) introduce(ctx context.Context, m *wire.Hello) (store string, n
 	if s.in.outage.away.Load() {
 		return "", 0, nil, errAway
 	}
+	defer func() {
+		if err == nil {
+			s.in.outage.failed.Store(0)
+		} else if !errors.Is(err, ErrOvertaken) && !s.hasHungUp() {
+			s.in.outage.failed.Store(time.Now().UnixNano())
+		}
+	}()
 	store, number, err = s.in.store.NewSession(ctx, s.gateway)
 	if err != nil {
 		return "", 0, nil, fmt.Errorf("begin session: %w", err)
@@ -230,13 +239,22 @@ func (s *session) introduce(ctx context.Context, m *wire.Hello) (store string, n
 // regularise asks sessions that began without the record store to begin anew, now
 // that it is there and has what they sent: they get their number, hear what is
 // stored, and whether their gateway is elsewhere too. One that never rests is
-// asked after a time, and sends some of it twice.
+// asked after a time, and sends some of it twice. A store that answers and begins no session,
+// since it is read-only or its disk is full, is tried with one of them from time to time.
 func (in *ingest) regularise(sessions []*session, now time.Time) {
 	if in.outage.away.Load() {
 		return
 	}
+	most := maxQuestions
+	if failed := in.outage.failed.Load(); failed != 0 {
+		if now.UnixNano()-failed <= int64(in.timing.reaskMax) {
+			return
+		}
+		most = 1
+		in.outage.failed.Store(now.UnixNano())
+	}
 	long := now.UnixNano()-in.outage.back.Load() > int64(in.timing.reaskMax)
-	for asked, i := 0, 0; i < len(sessions) && asked < maxQuestions; i++ {
+	for asked, i := 0, 0; i < len(sessions) && asked < most; i++ {
 		if s := sessions[i]; s.number == 0 && (long || len(s.due.held()) == 0) && s.regular.CompareAndSwap(false, true) {
 			asked++
 			s.sendAway(causeOutage)
