@@ -19,7 +19,8 @@ import (
 // recordingMetrics are those of newRegistry that a Recording has; the others are of
 // a node's uplinks and readers, and would be zero.
 var recordingMetrics = []string{"blocks_stored_total", "samples_stored_total", "block_repeats_total", "blocks_kept_aside_total", "record_errors_total",
-	"queue_refused_total", "queue_bytes", "queue_blocks", "batch_blocks", "record_duration_seconds", "sample_age_seconds"}
+	"queue_refused_total", "queue_bytes", "queue_blocks", "batch_blocks", "batch_samples", "batch_bytes", "stored_bytes_total", "record_duration_seconds",
+	"stored_lag_seconds", "sample_age_seconds", "store_up"}
 
 // Answer serves /metrics, /livez and /readyz of a process that records only, until
 // ctx is done, and then returns nil. It closes listener. It tells everybody

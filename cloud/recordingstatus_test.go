@@ -89,7 +89,8 @@ func TestRecording_ShowsQueueAndLag(t *testing.T) {
 		return status == http.StatusOK && strings.Contains(metrics, "touchline_cloud_stream_blocks 0\n")
 	})
 	says(t, metrics, "blocks_stored_total 20", "samples_stored_total 200", "record_errors_total", "queue_refused_total 0", "batch_blocks_count", "record_duration_seconds_count",
-		"sample_age_seconds_count", "stream_oldest_seconds 0", "accepted_to_stored_seconds_count 20", "queue_redelivered_total")
+		"sample_age_seconds_count", "stream_oldest_seconds 0", "accepted_to_stored_seconds_count 20", "queue_redelivered_total",
+		"store_up 1", "stored_lag_seconds_count 20", "batch_samples_count", "batch_bytes_count", "stored_bytes_total") // what docs/monitoring.md says of a recorder
 	if strings.Contains(metrics, "touchline_cloud_connections") {
 		t.Error("a process without uplinks counts them")
 	}
