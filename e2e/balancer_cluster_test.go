@@ -68,7 +68,7 @@ func newCluster(t *testing.T, store clusterStore, nodes int, tune string) *clust
 	c := &cluster{t: t, store: store, conf: t.TempDir(), port: freePort(t), stats: freePort(t)}
 	c.socket = filepath.Join(c.conf, "haproxy.sock")
 	if !strings.Contains(tune, "shed_above") {
-		tune += "\nshed_above = 0"
+		tune = "shed_above = 0\n" + tune // first, since tune may go on to other tables
 	}
 	c.makeCertificate()
 	for i := range nodes {
