@@ -31,7 +31,7 @@ demo:
 # are built without it.
 test: static
 	@.ci/setup test
-	@$(GO) test -race -json -timeout 15m ./... | $(GO) run ./internal/testreport
+	@$(GO) test -race -json -timeout 19m ./... | $(GO) run ./internal/testreport
 
 test-long: static
 	@.ci/setup long
