@@ -22,6 +22,7 @@ func startCrowded(t testing.TB, store cloud.Store, above int) *node {
 	server := prepare(t, opts, store)
 	server.SetShutdown(50 * time.Millisecond)
 	server.SetAnnounce(5 * time.Millisecond)
+	server.SetShed(time.Hour) // two clocks would contradict one another
 	return run(t, server)
 }
 

@@ -62,6 +62,9 @@ func (s *Server) SetOwner(d time.Duration) { s.ingest.timing.owner = d }
 // SetAnnounce changes how often a node says how it is.
 func (s *Server) SetAnnounce(d time.Duration) { s.ingest.timing.announce = d }
 
+// SetShed changes how often a node looks whether it has more than its share.
+func (s *Server) SetShed(d time.Duration) { s.ingest.timing.shed = d }
+
 // Shed takes a step of balance as if it was that late.
 func (s *Server) Shed(now time.Time) { s.shedder.look(now, s.nodes.peers(time.Now())) }
 

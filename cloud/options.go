@@ -224,6 +224,7 @@ type timing struct {
 	poll     time.Duration // how much longer than a WebSocket a link over HTTP may be silent
 	access   time.Duration // between looks at who may still speak
 	announce time.Duration // between two times that this node says how it is
+	shed     time.Duration // between looks whether this node has too much
 	owner    time.Duration // between looks at whose gateways are at another node
 	look     time.Duration // between looks at how long blocks wait to be stored
 	lags     time.Duration // that the oldest of them waits while the store lags behind
@@ -242,6 +243,7 @@ var defaultTiming = timing{
 	poll:     25 * time.Second, // its gateway may be between a poll that got lost and the next one
 	access:   time.Second,      // a revoked gateway is gone after two, with its close frame after four
 	announce: NodeInterval,
+	shed:     shedTick,
 	owner:    500 * time.Millisecond, // so that a session learns within a second that its gateway moved
 	look:     time.Second,
 	lags:     2 * time.Second,  // a transaction takes some 10 ms

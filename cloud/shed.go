@@ -25,13 +25,13 @@ func newShedder(in *ingest) *shedder {
 		asked: map[*session]time.Time{}, gone: map[string]time.Time{}}
 }
 
-// run looks each second until stop is done; peers are the other nodes that take
+// run looks each shedTick until stop is done; peers are the other nodes that take
 // gateways.
 func (h *shedder) run(stop context.Context, peers func(now time.Time) []Node) {
 	if h.in.opts.ShedAbove == 0 {
 		return
 	}
-	ticker := time.NewTicker(shedTick)
+	ticker := time.NewTicker(h.in.timing.shed)
 	defer ticker.Stop()
 	for {
 		select {
