@@ -194,7 +194,7 @@ func (c *cluster) nginx(replacements ...string) {
 	writeFile(c.t, c.file("nginx.conf"), deployed(c.t, "nginx.conf", replacements...))
 	var nodes strings.Builder
 	for _, n := range c.nodes {
-		fmt.Fprintf(&nodes, "server 127.0.0.1:%d max_fails=1 fail_timeout=5s;\n", n.port)
+		fmt.Fprintf(&nodes, "server 127.0.0.1:%d max_fails=0;\n", n.port)
 	}
 	writeFile(c.t, c.file("nginx-nodes.conf"), nodes.String())
 	writeFile(c.t, c.file("nginx-site.conf"), fmt.Sprintf("listen 127.0.0.1:%d ssl;\nssl_certificate %s;\nssl_certificate_key %s;\n", c.port, c.file("crt"), c.file("key")))
