@@ -125,7 +125,7 @@ func TestBalancer_ConsistentHashKeepsAGatewayAtItsNode(t *testing.T) {
 	for name, begin := range map[string]func(*cluster){
 		"haproxy": func(c *cluster) {
 			c.haproxy("\tbalance leastconn\n", "", "#   balance hdr(X-Touchline-Gateway)", "balance hdr(X-Touchline-Gateway)",
-				"#   hash-type consistent\n", "hash-type consistent\n", "\tdefault-server agent-check agent-inter 2s slowstart 30s\n", "")
+				"#   hash-type consistent\n", "hash-type consistent\n", "\tdefault-server weight 100 agent-check agent-inter 2s slowstart 30s\n", "")
 		},
 		"nginx": func(c *cluster) {
 			c.nginx("\t\tleast_conn;\n", "", "#   hash $http_x_touchline_gateway", "hash $http_x_touchline_gateway")
