@@ -179,9 +179,12 @@ func (a *announcer) peers(now time.Time) (list []Node) {
 	return list
 }
 
+// withdrawPatience is how long a store that is away may hold up the end of a node.
+const withdrawPatience = 2 * time.Second
+
 // withdraw takes the row away, so that the others need not wait until it is old.
 func (a *announcer) withdraw() {
-	ctx, cancel := context.WithTimeout(context.Background(), a.server.ingest.timing.linger)
+	ctx, cancel := context.WithTimeout(context.Background(), withdrawPatience)
 	defer cancel()
 	if err := a.server.store.Withdraw(ctx, a.id); err != nil {
 		a.server.log.Debug("withdraw this node", "error", err)
