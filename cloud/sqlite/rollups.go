@@ -59,6 +59,7 @@ func (s *Store) nextSeries(ctx context.Context, q cloud.Query, last int64) (id i
 }
 
 func (s *Store) rowsOf(ctx context.Context, table string, series int64, r cloud.Rollup, span [2]int64) (page []cloud.Rollup, err error) {
+	// #nosec G202 -- table is one of two names of this package
 	rows, err := s.read.QueryContext(ctx, `SELECT time, count, min, max, sum, last FROM `+table+`
 		WHERE series = ? AND time BETWEEN ? AND ? ORDER BY time LIMIT ?`, series, span[0], span[1], rowsPage)
 	if err != nil {
