@@ -162,6 +162,7 @@ type Buffer struct {
 	stop    context.CancelFunc
 	running atomic.Bool   // Run was called
 	ended   chan struct{} // closed when Run has returned
+	pulse   pulse
 	closed  sync.Once
 	closing error // result of the first Close
 
@@ -258,6 +259,7 @@ func newBuffer(opts Options, logger *slog.Logger) *Buffer {
 		log:     logger,
 		epoch:   touchline.NewEpoch(),
 		ended:   make(chan struct{}),
+		pulse:   pulse{began: time.Now()},
 		room:    semaphore.NewWeighted(queueBytes),
 		work:    make(chan struct{}, 1),
 		urgent:  make(chan struct{}, 1),

@@ -85,6 +85,7 @@ func (b *Buffer) Run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		upkeep := false
+		b.pulse.turn()
 		select {
 		case <-b.life.Done():
 			if err := b.damageFound(); err != nil {
@@ -152,7 +153,9 @@ func (b *Buffer) round(upkeep bool) {
 	taken := b.take()
 	b.w.evicts = append(b.w.evicts, taken.evicts...)
 	committing(taken)
+	back := b.pulse.atDisk()
 	wrote, err := b.write(taken, upkeep || b.w.more || len(b.w.evicts) > 0)
+	back()
 	if wrote || err != nil {
 		b.note(err)
 	}

@@ -13,6 +13,7 @@ const (
 
 // afterRound does what can wait until everybody has their answer.
 func (b *Buffer) afterRound(upkeep bool) {
+	defer b.pulse.atDisk()()
 	if b.w.logPages >= b.logLimit {
 		b.tryUpkeep(b.checkpoint())
 	}

@@ -21,25 +21,34 @@ func openAccess(c touchline.Config, logger *slog.Logger) (*sensors.Access, error
 	if err != nil {
 		return nil, err
 	}
-	rules := make([]credential.Rule, len(s.ACL))
-	for i, r := range s.ACL {
-		rules[i] = credential.Rule(r)
-	}
-	acl, err := credential.NewACL(rules)
+	rules, err := accessRules(c)
 	if err != nil {
-		return nil, fmt.Errorf("sensors.acl: %w", err)
+		return nil, err
 	}
 	if !s.AllowAnonymous && s.Unknown == "refuse" && keys.Empty() {
 		logger.Warn("no sensor can come in: sensors.allow_anonymous is false, and no sensor has a key; `touchline sensor add ID` makes one")
 	}
 	return sensors.NewAccess(sensors.AccessOptions{
-		Keys: keys, ACL: acl, Anonymous: s.AllowAnonymous, Hold: s.Unknown == "hold", PerSensor: s.Limits.ConnectionsPerSensor,
+		Keys: keys, Rules: rules, PerSensor: s.Limits.ConnectionsPerSensor,
 		Limits: sensors.Limits{
 			PerAddress: s.Limits.ConnectionsPerAddress, Handshakes: s.Limits.HandshakesPerSecond,
 			Messages: s.Limits.MessagesPerSecond, Bytes: int(s.Limits.BytesPerSecond), Login: time.Duration(s.Limits.LoginTimeout),
 			Receive: time.Duration(s.Limits.ReceiveTimeout), Write: time.Duration(s.Limits.WriteTimeout),
 		},
 	}, logger)
+}
+
+// accessRules returns what a reload may change of it.
+func accessRules(c touchline.Config) (sensors.Rules, error) {
+	list := make([]credential.Rule, len(c.Sensors.ACL))
+	for i, r := range c.Sensors.ACL {
+		list[i] = credential.Rule(r)
+	}
+	acl, err := credential.NewACL(list)
+	if err != nil {
+		return sensors.Rules{}, fmt.Errorf("sensors.acl: %w", err)
+	}
+	return sensors.Rules{ACL: acl, Anonymous: c.Sensors.AllowAnonymous, Hold: c.Sensors.Unknown == "hold"}, nil
 }
 
 // sensorTLS returns the settings of the listeners with TLS, and nil where there

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -215,12 +216,13 @@ func (p *patient) Write(b []byte) (int, error) {
 }
 
 func (a *admin) take(w http.ResponseWriter, r *http.Request) {
-	trust, err := trustOf(append(a.d.config.Buffer.ImportKeys, r.Header.Values(headerTrust)...))
+	out := a.d.out.get()
+	trust, err := trustOf(append(slices.Clone(out.config.Buffer.ImportKeys), r.Header.Values(headerTrust)...))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	taken, err := a.d.relay.Take(r.Context(), r.Body, trust)
+	taken, err := out.relay.Take(r.Context(), r.Body, trust)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 		return

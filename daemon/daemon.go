@@ -17,10 +17,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"touchline"
@@ -28,27 +26,28 @@ import (
 	"touchline/clock"
 	"touchline/relay"
 	"touchline/sensors"
-	"touchline/uplink"
 )
 
 // Daemon is one gateway.
 type Daemon struct {
 	config  touchline.Config
+	root    *slog.Logger // whose parts have a component each
 	logger  *slog.Logger
 	started time.Time
 
 	clock    *clock.Watch
 	buffer   *buffer.Buffer
 	intake   *sensors.Intake
-	mqtt     *sensors.MQTT     // nil: off
-	brokers  []*sensors.Broker // the site's own
-	samples  *sensors.HTTP     // nil: off
-	listener net.Listener      // of HTTP; nil: off
-	secure   net.Listener      // of HTTP with TLS; nil: off
+	ports    ports
+	mqtt     *sensors.MQTT // nil: off
+	samples  *sensors.HTTP // nil: off
+	listener net.Listener  // of HTTP; nil: off
+	secure   net.Listener  // of HTTP with TLS; nil: off
 	access   *sensors.Access
-	uplink   *uplink.Uplink // nil: this gateway just buffers
-	relay    *relay.Relay
-	roller   *roller
+	in       slot[inbound]
+	out      slot[*outbound]
+	manager  *manager
+	reloads  reloads
 	admin    *admin // nil: the folder has no socket
 	rate     rate
 }
@@ -70,7 +69,8 @@ const (
 // Open acquires folder, buffer and listeners. It starts nothing. On an error
 // it has released what it took; the error names the setting.
 func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daemon, err error) {
-	d := &Daemon{config: c, logger: logger.With("component", "daemon"), started: time.Now()}
+	d := &Daemon{config: c, root: logger, logger: logger.With("component", "daemon"), started: time.Now()}
+	d.reloads.config = c
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -92,25 +92,22 @@ func Open(ctx context.Context, c touchline.Config, logger *slog.Logger) (_ *Daem
 	if err := d.openListeners(logger); err != nil {
 		return nil, err
 	}
-	if err := d.openBrokers(logger); err != nil {
+	in, err := d.newInbound(c, logger)
+	if err != nil {
 		return nil, err
 	}
-	if len(c.Uplink.URLs) > 0 {
-		if err := d.openUplink(logger); err != nil {
-			return nil, err
-		}
-	}
-	carrying := relayOptions(c)
-	if carrying.Client, err = d.client(); err != nil {
+	d.in.put(in)
+	out, err := d.newOutbound(c, logger)
+	if err != nil {
 		return nil, err
 	}
-	if d.relay, err = relay.New(carrying, logger); err != nil {
-		return nil, err
-	}
-	if err := d.relay.Tidy(); err != nil {
+	d.out.put(out)
+	if err := out.relay.Tidy(); err != nil {
 		d.logger.Warn("what an import left can't be removed", "error", err)
 	}
-	d.roller = d.newRoller(logger)
+	if d.manager, err = d.newManager(); err != nil {
+		return nil, err
+	}
 	d.listenAdmin(logger)
 	return d, nil
 }
@@ -137,51 +134,14 @@ func (d *Daemon) openBuffer(ctx context.Context, logger *slog.Logger) (err error
 	return err
 }
 
-func (d *Daemon) openListeners(logger *slog.Logger) (err error) {
+// openMQTT makes the broker of its listeners; either may be nil.
+func (d *Daemon) openMQTT(plain, encrypted net.Listener, secure *tls.Config, logger *slog.Logger) (err error) {
 	s := &d.config.Sensors
-	secure, err := sensorTLS(d.config, logger.With("component", "sensors"))
-	if err != nil {
-		return err
-	}
-	if s.MQTT.Listen != "" || s.MQTT.TLSListen != "" {
-		d.mqtt, err = sensors.ListenMQTT(sensors.MQTTOptions{
-			Address: s.MQTT.Listen, TLSAddress: s.MQTT.TLSListen, TLS: secure, PayloadBytes: int(s.MaxPayload), MaxConnections: s.MaxConnections,
-			Window: mqttWindow, Patience: fullPatience, Subscribers: s.Limits.Subscribers, SubscriberQueue: s.Limits.SubscriberQueue,
-		}, d.intake, logger)
-		if err != nil {
-			var op *net.OpError
-			if s.MQTT.Listen == "" || errors.As(err, &op) && op.Addr != nil && op.Addr.String() == s.MQTT.TLSListen {
-				return listenError("sensors.mqtt.tls_listen", s.MQTT.TLSListen, err)
-			}
-			return listenError("sensors.mqtt.listen", s.MQTT.Listen, err)
-		}
-	}
-	listen := func(address string) (net.Listener, error) {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			return nil, err
-		}
-		return netutil.LimitListener(d.access.Guard(l), s.MaxConnections+maxRequests), nil
-	}
-	if s.HTTP.Listen != "" {
-		if d.listener, err = listen(s.HTTP.Listen); err != nil {
-			return listenError("sensors.http.listen", s.HTTP.Listen, err)
-		}
-	}
-	if s.HTTP.TLSListen != "" {
-		l, err := listen(s.HTTP.TLSListen)
-		if err != nil {
-			return listenError("sensors.http.tls_listen", s.HTTP.TLSListen, err)
-		}
-		d.secure = tls.NewListener(l, secure)
-	}
-	if d.listener != nil || d.secure != nil {
-		d.samples, err = sensors.NewHTTP(d.httpOptions(), d.intake, logger)
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	d.mqtt, err = sensors.ListenMQTT(sensors.MQTTOptions{
+		Listener: plain, TLSListener: encrypted, TLS: secure, PayloadBytes: int(s.MaxPayload), MaxConnections: s.MaxConnections,
+		Window: mqttWindow, Patience: fullPatience, Subscribers: s.Limits.Subscribers, SubscriberQueue: s.Limits.SubscriberQueue,
+	}, d.intake, logger)
+	return err
 }
 
 func (d *Daemon) httpOptions() sensors.HTTPOptions {
@@ -190,13 +150,6 @@ func (d *Daemon) httpOptions() sensors.HTTPOptions {
 		BodyBytes: int(s.HTTP.MaxBody), MessageBytes: int(s.MaxPayload),
 		MaxRequests: maxRequests, MaxStreams: s.MaxConnections, Window: streamWindow, PingInterval: pingInterval,
 	}
-}
-
-func listenError(key, address string, err error) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%s: %s is in use by another program: end that one, or choose another port", key, address)
-	}
-	return fmt.Errorf("%s %s: %w", key, address, err)
 }
 
 // Check says what Open would refuse beyond the settings themselves: secrets
@@ -215,9 +168,11 @@ func Check(c touchline.Config) error {
 	}
 	d := &Daemon{config: c, logger: logger, intake: intake}
 	_, err = sensorTLS(c, logger)
-	err = errors.Join(err, d.openBrokers(logger))
+	_, brokers := d.newInbound(c, logger)
+	err = errors.Join(err, brokers)
 	if len(c.Uplink.URLs) > 0 {
-		err = errors.Join(err, d.openUplink(logger))
+		_, uplink := d.newUplink(c, logger)
+		err = errors.Join(err, uplink)
 	}
 	return err
 }
@@ -227,17 +182,6 @@ type nowhere struct{}
 
 func (nowhere) AppendAsync(context.Context, touchline.Arrival, func(error)) error {
 	return buffer.ErrClosed
-}
-
-func (d *Daemon) openBrokers(logger *slog.Logger) error {
-	for i, b := range d.config.Sensors.Broker {
-		broker, err := d.newBroker(b, logger)
-		if err != nil {
-			return fmt.Errorf("sensors.broker[%d] %s: %w", i, b.URL, err)
-		}
-		d.brokers = append(d.brokers, broker)
-	}
-	return nil
 }
 
 // tlsTo returns what a connection to a host is encrypted by. A gateway that
@@ -264,7 +208,7 @@ func relayOptions(c touchline.Config) relay.Options {
 	}
 }
 
-func (d *Daemon) newBroker(b touchline.BrokerConfig, logger *slog.Logger) (_ *sensors.Broker, err error) {
+func (d *Daemon) newBroker(c touchline.Config, b touchline.BrokerConfig, logger *slog.Logger) (_ *sensors.Broker, err error) {
 	password := ""
 	if b.PasswordFile != "" {
 		if password, err = firstLine(b.PasswordFile); err != nil {
@@ -273,11 +217,11 @@ func (d *Daemon) newBroker(b touchline.BrokerConfig, logger *slog.Logger) (_ *se
 	}
 	clientID := b.ClientID
 	if clientID == "" {
-		clientID = "touchline-" + d.config.Gateway.ID
+		clientID = "touchline-" + c.Gateway.ID
 	}
 	return sensors.NewBroker(sensors.BrokerOptions{
 		URL: b.URL, Topics: b.Topics, ClientID: clientID, Username: b.Username, Password: password,
-		PayloadBytes: int(d.config.Sensors.MaxPayload), Window: brokerWindow, MaxBackoff: brokerBackoff, TLS: d.brokerTLS(),
+		PayloadBytes: int(c.Sensors.MaxPayload), Window: brokerWindow, MaxBackoff: brokerBackoff, TLS: d.brokerTLS(),
 	}, d.intake, logger)
 }
 
@@ -325,19 +269,14 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.samples != nil {
 		group.Go(func() error { return d.serveHTTP(groupCtx) })
 	}
-	for _, broker := range d.brokers {
-		group.Go(func() error { return broker.Run(groupCtx) })
-	}
-	if d.uplink != nil {
-		group.Go(func() error { return d.uplink.Run(groupCtx) })
-	}
-	group.Go(func() error { return d.relay.Run(groupCtx) })
-	group.Go(func() error { return d.roller.run(groupCtx) })
+	group.Go(func() error { return d.in.run(groupCtx) })
+	group.Go(func() error { return d.out.run(groupCtx) })
 	if d.admin != nil {
 		group.Go(func() error { return d.admin.run(groupCtx) })
 	}
 	d.logger.Info("running", "gateway", d.config.Gateway.ID, "version", touchline.Version, "data", d.config.Gateway.Data,
 		"mqtt", d.MQTTAddr(), "http", d.HTTPAddr(), "uplink", d.config.Uplink.URLs)
+	group.Go(func() error { return d.manager.run(groupCtx) }) // last: what it says is that all of this runs
 
 	err := group.Wait()
 	stopBuffer()
@@ -359,10 +298,7 @@ func ended(err error) error {
 // Close frees what Open took. It may be called twice, and after Run.
 func (d *Daemon) Close() error {
 	var errs []error
-	for _, l := range []net.Listener{d.listener, d.secure} {
-		if l == nil {
-			continue
-		}
+	for _, l := range d.ports.list {
 		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}

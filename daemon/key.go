@@ -254,7 +254,7 @@ func (f *Folder) RollKey(ctx context.Context) (done KeyRolled, err error) {
 
 // rollKey answers `touchline key roll`.
 func (a *admin) rollKey(w http.ResponseWriter, r *http.Request) {
-	done, err := a.d.roller.roll(r.Context())
+	done, err := a.d.out.get().roller.roll(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 		return

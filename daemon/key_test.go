@@ -425,7 +425,7 @@ func TestRoller_RollsByItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.roller.spread = 0
+	d.out.get().roller.spread = 0
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx) }()

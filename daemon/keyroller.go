@@ -64,8 +64,8 @@ const (
 	offlinePatience = time.Minute
 )
 
-func (d *Daemon) newRoller(logger *slog.Logger) *roller {
-	r := &roller{config: d.config, log: logger.With("component", "key"), spread: rollSpread, patient: offlinePatience, one: make(chan struct{}, 1)}
+func (d *Daemon) newRoller(c touchline.Config, logger *slog.Logger) *roller {
+	r := &roller{config: c, log: logger.With("component", "key"), spread: rollSpread, patient: offlinePatience, one: make(chan struct{}, 1)}
 	r.now = func() time.Time {
 		now, clock := d.clock.Now()
 		if clock.State != touchline.ClockSynchronised {
@@ -291,7 +291,7 @@ func part(thumbprint string) float64 {
 }
 
 func (d *Daemon) keyStatus() KeyStatus {
-	r := d.roller
+	r := d.out.get().roller
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.status

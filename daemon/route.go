@@ -20,12 +20,12 @@ func route(c touchline.Config, watch *clock.Watch) (*uplink.Route, error) {
 	return uplink.NewRoute(n, watch.TLS)
 }
 
-// client is that of the daemon's route, nil where there is no cloud.
-func (d *Daemon) client() (*http.Client, error) {
-	if len(d.config.Uplink.URLs) == 0 {
+// client is that of the daemon's route, nil where c names no cloud.
+func (d *Daemon) client(c touchline.Config) (*http.Client, error) {
+	if len(c.Uplink.URLs) == 0 {
 		return nil, nil
 	}
-	r, err := route(d.config, d.clock)
+	r, err := route(c, d.clock)
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ type Status struct {
 	Uplink  UplinkStatus  `json:"uplink"`
 	Key     KeyStatus     `json:"key"`
 	Relay   RelayStatus   `json:"relay"`
+	Reload  ReloadStatus  `json:"reload"`
 }
 
 // RelayStatus says how the archives of other gateways get on to the cloud.
@@ -155,7 +156,8 @@ func (d *Daemon) Status() Status {
 		Wear:    d.wear(time.Now()),
 		Uplink:  d.uplinkStatus(),
 		Key:     d.keyStatus(),
-		Relay:   RelayStatus(d.relay.Stats()),
+		Reload:  d.reloads.get(),
+		Relay:   RelayStatus(d.out.get().relay.Stats()),
 	}
 }
 
@@ -228,10 +230,11 @@ func (d *Daemon) bufferStatus() BufferStatus {
 }
 
 func (d *Daemon) uplinkStatus() UplinkStatus {
-	if d.uplink == nil {
+	up := d.out.get().uplink
+	if up == nil {
 		return UplinkStatus{State: uplinkOff, Since: d.started}
 	}
-	return d.uplink.Stats()
+	return up.Stats()
 }
 
 // total is how many samples were made durable since the start.

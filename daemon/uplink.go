@@ -18,19 +18,21 @@ import (
 	"touchline/uplink"
 )
 
-func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
-	c := &d.config.Uplink
-	if _, err := uplinkToken(d.config, ""); err != nil { // now, where a person can see it
-		return err
+func (d *Daemon) newUplink(settings touchline.Config, logger *slog.Logger) (_ *uplink.Uplink, err error) {
+	c := &settings.Uplink
+	if _, err := uplinkToken(settings, ""); err != nil { // now, where a person can see it
+		return nil, err
 	}
 	opts := uplink.Defaults()
 	opts.URLs = c.URLs
-	opts.Gateway = d.config.Gateway.ID
+	opts.Gateway = settings.Gateway.ID
 	opts.Software = "touchline/" + touchline.Version
 	if c.TokenFile != "" {
 		opts.Token = func() (string, error) { return firstLine(c.TokenFile) }
 	} else {
-		opts.Credential = d.credential
+		opts.Credential = func(ctx context.Context, nonce uplink.Nonce) (string, error) {
+			return d.credential(ctx, settings, nonce)
+		}
 	}
 	opts.AcceptTimeout = time.Duration(c.AcceptTimeout)
 	opts.StoreTimeout = time.Duration(c.StoreTimeout)
@@ -38,22 +40,21 @@ func (d *Daemon) openUplink(logger *slog.Logger) (err error) {
 	opts.BackoffCap = time.Duration(c.ReconnectMax)
 	opts.ReturnAfter = time.Duration(c.ReturnAfter)
 	if opts.Network, err = network(c); err != nil {
-		return err
+		return nil, err
 	}
-	if opts.Limits, err = d.limits(); err != nil {
-		return err
+	if opts.Limits, err = d.limits(c); err != nil {
+		return nil, err
 	}
 	if d.clock != nil { // nil: Check only asks what would be refused
 		opts.Clock, opts.Corrections, opts.TLS = d.clock, d.buffer, d.clock.TLS
 		opts.Epoch = d.buffer.Stats().Epoch
-		dir := d.config.Gateway.Data
+		dir := settings.Gateway.Data
 		if opts.KnownStore, err = knownStore(dir); err != nil {
-			return err
+			return nil, err
 		}
 		opts.KeepStore = func(id string) error { return keepStore(dir, id) }
 	}
-	d.uplink, err = uplink.New(opts, d.buffer, logger)
-	return err
+	return uplink.New(opts, d.buffer, logger)
 }
 
 // network returns how the cloud is reached. No error shows a password.
@@ -78,8 +79,7 @@ func network(c *touchline.UplinkConfig) (uplink.Network, error) {
 	return n, nil
 }
 
-func (d *Daemon) limits() (uplink.Limits, error) {
-	c := &d.config.Uplink
+func (d *Daemon) limits(c *touchline.UplinkConfig) (uplink.Limits, error) {
 	l := uplink.Limits{
 		Plain: !c.LiveFirst, NewestFirst: c.BacklogOrder == "newest",
 		MaxRate: int(c.MaxRate), BacklogShare: float64(c.BacklogShare) / 100,
@@ -104,9 +104,9 @@ func (d *Daemon) limits() (uplink.Limits, error) {
 // about when, so the cloud's nonce does, and where its record store is not
 // known yet it says for whom; where none is to be had it is signed without,
 // unless the cloud asked for it.
-func (d *Daemon) credential(ctx context.Context, nonce uplink.Nonce) (string, error) {
+func (d *Daemon) credential(ctx context.Context, c touchline.Config, nonce uplink.Nonce) (string, error) {
 	said := ""
-	store, err := knownStore(d.config.Gateway.Data)
+	store, err := knownStore(c.Gateway.Data)
 	if err != nil {
 		return "", err
 	}
@@ -115,7 +115,7 @@ func (d *Daemon) credential(ctx context.Context, nonce uplink.Nonce) (string, er
 			return "", err
 		}
 	}
-	return mint(d.config, said)
+	return mint(c, said)
 }
 
 // storeFile keeps, in the data folder, the id of the record store that this
@@ -168,11 +168,12 @@ func (a *admin) acceptStore(w http.ResponseWriter, r *http.Request) {
 	if id != "" {
 		err = checkStoreID(id)
 	}
-	if err == nil && a.d.uplink == nil {
+	up := a.d.out.get().uplink
+	if err == nil && up == nil {
 		err = errors.New("uplink.urls is empty: this gateway delivers to no cloud")
 	}
 	if err == nil {
-		id, err = a.d.uplink.AcceptStore(id)
+		id, err = up.AcceptStore(id)
 	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)

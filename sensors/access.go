@@ -18,11 +18,26 @@ import (
 // AccessOptions are what NewAccess needs. Every field is required.
 type AccessOptions struct {
 	Keys      *credential.SensorKeys
+	Rules     Rules
+	PerSensor int // connections of one sensor at a time
+	Limits    Limits
+}
+
+// Rules say who may come in without a key, and what those with one may do.
+type Rules struct {
 	ACL       *credential.ACL
 	Anonymous bool // who shows no key, and none is known for the name, may come in
 	Hold      bool // sensors that are unknown are listed for a person to admit them; not with Anonymous
-	PerSensor int  // connections of one sensor at a time
-	Limits    Limits
+}
+
+func (r *Rules) check() error {
+	switch {
+	case r.ACL == nil:
+		return errors.New("access: the ACL is not given")
+	case r.Hold && r.Anonymous:
+		return errors.New("access: nobody is held where anonymous sensors are let in")
+	}
+	return nil
 }
 
 // Access says who may come in, and what they may do: the same for every
@@ -40,7 +55,9 @@ type Access struct {
 	door       door
 	turnedAway atomic.Uint64 // connections, by the door
 
-	generation atomic.Uint64 // of the file of keys, as Run saw it last
+	rules      atomic.Pointer[Rules]
+	changes    atomic.Uint64 // of the rules
+	generation atomic.Uint64 // epoch as Run saw it last
 
 	mu     sync.Mutex // covers what is below
 	guests map[*guest]func(error)
@@ -50,21 +67,38 @@ type Access struct {
 // NewAccess returns an Access.
 func NewAccess(opts AccessOptions, logger *slog.Logger) (*Access, error) {
 	switch {
-	case opts.Keys == nil || opts.ACL == nil:
-		return nil, errors.New("access: keys or ACL are not given")
-	case opts.Hold && opts.Anonymous:
-		return nil, errors.New("access: nobody is held where anonymous sensors are let in")
+	case opts.Keys == nil:
+		return nil, errors.New("access: keys are not given")
 	case opts.PerSensor < 1:
 		return nil, fmt.Errorf("access: connections of a sensor are %d: at least 1 is needed", opts.PerSensor)
 	}
 	if l := opts.Limits; l.PerAddress < 1 || l.Handshakes < 1 || l.Messages < 1 || l.Bytes < 1 || min(l.Login, l.Receive, l.Write) <= 0 {
 		return nil, fmt.Errorf("access: limits are %+v: at least 1 of each is needed", l)
 	}
-	return &Access{
+	a := &Access{
 		opts: opts, logger: logger, trouble: newLimitedLog(logger), door: door{limits: opts.Limits, peers: map[netip.Addr]*peer{}},
 		guests: map[*guest]func(error){}, count: map[string]int{},
-	}, nil
+	}
+	if err := a.Change(opts.Rules); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
+
+// Change puts other rules in place. They hold for what is asked from then on,
+// also by connections that are open; those that may not stay end as where a key
+// is revoked.
+func (a *Access) Change(rules Rules) error {
+	if err := rules.check(); err != nil {
+		return err
+	}
+	a.rules.Store(&rules)
+	a.changes.Add(1)
+	return nil
+}
+
+// epoch is another number whenever rules or keys have changed.
+func (a *Access) epoch() uint64 { return a.changes.Load()<<32 + a.opts.Keys.Generation() }
 
 // reviewInterval is how often connections that are open are looked at again:
 // 4,000 guests take 1 ms.
@@ -85,11 +119,14 @@ func (a *Access) Run(ctx context.Context) error {
 	}
 }
 
-var errRevoked = errors.New("the sensor's key was revoked or changed")
+var (
+	errRevoked = errors.New("the sensor's key was revoked or changed")
+	errNoKey   = errors.New("sensors without a key may not stay: sensors.allow_anonymous is false now")
+)
 
-// review looks at the guests, where the file of keys has changed.
+// review looks at the guests, where the file of keys or the rules have changed.
 func (a *Access) review() {
-	generation := a.opts.Keys.Generation()
+	generation := a.epoch()
 	if a.generation.Swap(generation) == generation {
 		return
 	}
@@ -98,6 +135,9 @@ func (a *Access) review() {
 	for g, leave := range a.guests {
 		if g.login.Sensor != "" && !a.opts.Keys.Admits(g.login) {
 			leave(errRevoked)
+		}
+		if g.login.Sensor == "" && !a.rules.Load().Anonymous {
+			leave(errNoKey)
 		}
 	}
 }
@@ -118,7 +158,7 @@ func (a *Access) enter(sensor, secret string) (*guest, *refusal) {
 	var login credential.Login
 	switch {
 	case sensor == "" && secret == "":
-		if a.opts.Anonymous {
+		if a.rules.Load().Anonymous {
 			return a.anonymous(), nil
 		}
 		return nil, &refusal{text: "show the sensor's id and its key", why: errors.New("no key was shown")}
@@ -130,9 +170,9 @@ func (a *Access) enter(sensor, secret string) (*guest, *refusal) {
 	switch {
 	case verdict == credential.LetIn:
 		return &guest{access: a, login: login}, nil
-	case verdict == credential.UnknownSensor && a.opts.Anonymous:
+	case verdict == credential.UnknownSensor && a.rules.Load().Anonymous:
 		return a.anonymous(), nil // with a key or without: here nobody needs one
-	case verdict == credential.UnknownSensor && a.opts.Hold && sensor != "":
+	case verdict == credential.UnknownSensor && a.rules.Load().Hold && sensor != "":
 		return nil, a.hold(sensor, secret)
 	case verdict == credential.IsHeld:
 		return nil, held(sensor)
@@ -169,6 +209,9 @@ func (a *Access) stay(g *guest, leave func(error)) *refusal {
 	if sensor != "" && !a.opts.Keys.Admits(g.login) {
 		return &refusal{text: "the sensor's id or its key is wrong", why: fmt.Errorf("sensor %q: %w", sensor, errRevoked)}
 	}
+	if sensor == "" && !a.rules.Load().Anonymous {
+		return &refusal{text: "show the sensor's id and its key", why: errNoKey}
+	}
 	a.guests[g] = leave
 	if sensor != "" {
 		a.count[sensor]++
@@ -195,7 +238,7 @@ func (a *Access) gone(g *guest) {
 // MayReadStatus says whether a key, shown as by enter, is that of somebody
 // who may read the gateway's status.
 func (a *Access) mayReadStatus(g *guest) bool {
-	return a.opts.Anonymous || a.opts.ACL.MayReadStatus(g.login.Sensor)
+	return a.rules.Load().Anonymous || a.rules.Load().ACL.MayReadStatus(g.login.Sensor)
 }
 
 // A guest is who is at the other end of a connection or request. Its methods
@@ -228,7 +271,7 @@ func (g *guest) allows(sensor string) bool {
 	if g.login.Sensor == "" {
 		return !g.access.opts.Keys.Named(sensor)
 	}
-	return g.access.opts.ACL.MayPublishAs(g.login.Sensor, sensor)
+	return g.access.rules.Load().ACL.MayPublishAs(g.login.Sensor, sensor)
 }
 
 // foreign returns the first sensor of samples that the guest may not publish
@@ -252,7 +295,7 @@ func (g *guest) maySubscribe(filter string) bool {
 	if g.login.Sensor == "" {
 		return !strings.HasPrefix(filter, "$")
 	}
-	return g.access.opts.ACL.MaySubscribe(g.login.Sensor, filter)
+	return g.access.rules.Load().ACL.MaySubscribe(g.login.Sensor, filter)
 }
 
 // mayReceive says the same of one topic.
@@ -260,7 +303,7 @@ func (g *guest) mayReceive(topic string) bool {
 	if g.login.Sensor == "" {
 		return !strings.HasPrefix(topic, "$")
 	}
-	return g.access.opts.ACL.MayReceive(g.login.Sensor, topic)
+	return g.access.rules.Load().ACL.MayReceive(g.login.Sensor, topic)
 }
 
 // notAllowed is what is said and logged of a name that is not the guest's.

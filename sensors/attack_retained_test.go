@@ -81,7 +81,7 @@ func messageOf(p mqttPacket) string {
 // outlive their connection, and a name may get a key meanwhile.
 func TestAttack_WhatAStrangerLeftIsNotTheWordOfWhoGetsTheName(t *testing.T) {
 	both(t, func(t *testing.T, version byte) {
-		v := newVenue(t, func(o *AccessOptions) { manyConnections(o); o.Anonymous = true })
+		v := newVenue(t, func(o *AccessOptions) { manyConnections(o); o.Rules.Anonymous = true })
 		m := startMQTT(t, v.in, nil, v.log.logger())
 		stranger, answer := loginPacket{client: "stranger"}.try(t, m.Addr(), version)
 		if answer.body[1] != 0 {

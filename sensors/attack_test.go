@@ -57,7 +57,7 @@ func newVenue(t *testing.T, change func(*AccessOptions)) *venue {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := AccessOptions{Keys: v.keys, ACL: acl, PerSensor: 3, Limits: testLimits}
+	o := AccessOptions{Keys: v.keys, Rules: Rules{ACL: acl}, PerSensor: 3, Limits: testLimits}
 	if change != nil {
 		change(&o)
 	}
@@ -272,7 +272,7 @@ func TestMQTT_AReceiverPublishesForItsBelts(t *testing.T) {
 // one is an old way to shut it out, and to get its session.
 func TestAttack_MQTTAClientIDIsItsOwnersAlone(t *testing.T) {
 	both(t, func(t *testing.T, version byte) {
-		v := newVenue(t, func(o *AccessOptions) { o.Anonymous = true })
+		v := newVenue(t, func(o *AccessOptions) { o.Rules.Anonymous = true })
 		m := startMQTT(t, v.in, nil, v.log.logger())
 		victim, _ := loginPacket{client: "c", user: "belt-17", password: v.key["belt-17"], keep: true}.try(t, m.Addr(), version)
 		victim.send(t, subscribePacket(version, "sensors/belt-17/#", 0))
@@ -295,7 +295,7 @@ func TestAttack_MQTTAClientIDIsItsOwnersAlone(t *testing.T) {
 // TestAccess_AKeyTakesTheNameFromThoseWithoutOne also where anonymous sensors
 // are let in: a venue moves over belt by belt.
 func TestAccess_AKeyTakesTheNameFromThoseWithoutOne(t *testing.T) {
-	v := newVenue(t, func(o *AccessOptions) { o.Anonymous = true })
+	v := newVenue(t, func(o *AccessOptions) { o.Rules.Anonymous = true })
 	m := startMQTT(t, v.in, nil, v.log.logger())
 	server := startHTTP(t, v.in, nil, v.log.logger())
 	c := dialMQTT(t, m.Addr(), 5, "anybody")
@@ -368,7 +368,7 @@ func TestAccess_RevokedSensorsAreDisconnected(t *testing.T) {
 }
 
 func TestAccess_WillOfWhoMayNotStayIsDropped(t *testing.T) {
-	v := newVenue(t, func(o *AccessOptions) { o.Anonymous = true })
+	v := newVenue(t, func(o *AccessOptions) { o.Rules.Anonymous = true })
 	m := startMQTT(t, v.in, nil, v.log.logger())
 	display := dialMQTT(t, m.Addr(), 5, "tablet")
 	display.send(t, subscribePacket(5, "sensors/#", 0))
@@ -403,7 +403,7 @@ func TestAccess_WillOfWhoMayNotStayIsDropped(t *testing.T) {
 }
 
 func TestAccess_UnknownSensorsWaitForAPerson(t *testing.T) {
-	v := newVenue(t, func(o *AccessOptions) { o.Hold = true })
+	v := newVenue(t, func(o *AccessOptions) { o.Rules.Hold = true })
 	m := startMQTT(t, v.in, nil, v.log.logger())
 	server := startHTTP(t, v.in, nil, v.log.logger())
 	v.key["belt-30"] = "a-vendors-own-password"
@@ -693,10 +693,10 @@ func TestStatus_IsForThisMachineAndForThoseWhoMay(t *testing.T) {
 func TestNewAccess_SaysWhatIsMissing(t *testing.T) {
 	logger := slog.New(slog.DiscardHandler)
 	keys := newVenue(t, nil).keys
-	good := AccessOptions{Keys: keys, ACL: &credential.ACL{}, PerSensor: 1, Limits: testLimits}
+	good := AccessOptions{Keys: keys, Rules: Rules{ACL: &credential.ACL{}}, PerSensor: 1, Limits: testLimits}
 	for want, change := range map[string]func(*AccessOptions){
-		"keys or ACL":             func(o *AccessOptions) { o.Keys = nil },
-		"nobody is held":          func(o *AccessOptions) { o.Anonymous, o.Hold = true, true },
+		"keys are not given":      func(o *AccessOptions) { o.Keys = nil },
+		"nobody is held":          func(o *AccessOptions) { o.Rules.Anonymous, o.Rules.Hold = true, true },
 		"connections of a sensor": func(o *AccessOptions) { o.PerSensor = 0 },
 		"limits are":              func(o *AccessOptions) { o.Limits.Messages = 0 },
 	} {

@@ -157,7 +157,7 @@ func (l *guardedListener) Accept() (net.Conn, error) {
 				bytes: pace{perSecond: l.access.opts.Limits.Bytes}, messages: pace{perSecond: l.access.opts.Limits.Messages},
 			}, nil
 		}
-		if tcp, ok := conn.(*net.TCPConn); ok {
+		if tcp, ok := conn.(interface{ SetLinger(sec int) error }); ok {
 			_ = tcp.SetLinger(0)
 		}
 		_ = conn.Close()

@@ -68,7 +68,7 @@ func TestLimits_WhoDoesNotReadIsCutOff(t *testing.T) {
 // What does not fit the queue of a subscriber that does not read is dropped,
 // and counted.
 func TestLimits_SubscribersAndTheirQueueAreSettings(t *testing.T) {
-	v := newVenue(t, func(o *AccessOptions) { o.Anonymous = true })
+	v := newVenue(t, func(o *AccessOptions) { o.Rules.Anonymous = true })
 	m := startMQTT(t, v.in, func(o *MQTTOptions) { o.Subscribers, o.SubscriberQueue = 1, 1 }, v.log.logger())
 	display, other := dialMQTT(t, m.Addr(), 4, "display"), dialMQTT(t, m.Addr(), 4, "other")
 	display.send(t, subscribePacket(4, "sensors/#", 0))

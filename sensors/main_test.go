@@ -222,7 +222,7 @@ func openAccess(t testing.TB) *Access {
 	if err != nil {
 		t.Fatal(err)
 	}
-	access, err := NewAccess(AccessOptions{Keys: keys, ACL: &credential.ACL{}, Anonymous: true, PerSensor: 8, Limits: testLimits}, slog.New(slog.DiscardHandler))
+	access, err := NewAccess(AccessOptions{Keys: keys, Rules: Rules{ACL: &credential.ACL{}, Anonymous: true}, PerSensor: 8, Limits: testLimits}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

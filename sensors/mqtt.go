@@ -20,6 +20,8 @@ import (
 type MQTTOptions struct {
 	Address        string        // host:port to listen on; empty: none
 	TLSAddress     string        // the same with TLS
+	Listener       net.Listener  // in place of Address: one that is open, the broker's from then on
+	TLSListener    net.Listener  // in place of TLSAddress; what it accepts is not encrypted yet
 	TLS            *tls.Config   // required with TLSAddress
 	PayloadBytes   int           // largest payload of a message
 	MaxConnections int           // open at a time; as many sessions may be waiting for their client
@@ -77,10 +79,10 @@ const (
 
 func (o *MQTTOptions) validate() error {
 	var errs []error
-	if o.Address == "" && o.TLSAddress == "" {
+	if o.Address == "" && o.TLSAddress == "" && o.Listener == nil && o.TLSListener == nil {
 		errs = append(errs, errors.New("address is empty: use host:port"))
 	}
-	if o.TLSAddress != "" && o.TLS == nil {
+	if (o.TLSAddress != "" || o.TLSListener != nil) && o.TLS == nil {
 		errs = append(errs, errors.New("there is no certificate for TLS"))
 	}
 	if o.PayloadBytes < 1 || o.PayloadBytes > 16<<20 {
@@ -142,7 +144,8 @@ type MQTT struct {
 	wg     sync.WaitGroup // one for each in conns; Add only while not closed
 }
 
-// ListenMQTT binds the addresses. Connections are accepted once Run is called.
+// ListenMQTT binds the addresses, or takes over what is open. Connections are
+// accepted once Run is called.
 func ListenMQTT(opts MQTTOptions, intake *Intake, logger *slog.Logger) (*MQTT, error) {
 	if err := opts.validate(); err != nil {
 		return nil, fmt.Errorf("mqtt options: %w", err)
@@ -182,12 +185,13 @@ func (m *MQTT) listen() (err error) {
 		}
 		return m.intake.access.Guard(l), nil
 	}
-	if m.opts.Address != "" {
+	m.listener, m.secure = m.opts.Listener, m.opts.TLSListener
+	if m.listener == nil && m.opts.Address != "" {
 		if m.listener, err = bind(m.opts.Address); err != nil {
 			return err
 		}
 	}
-	if m.opts.TLSAddress != "" {
+	if m.secure == nil && m.opts.TLSAddress != "" {
 		if m.secure, err = bind(m.opts.TLSAddress); err != nil {
 			return err
 		}

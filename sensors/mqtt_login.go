@@ -21,7 +21,7 @@ func (h *hook) login(cl *mqtt.Client, pk packets.Packet) (packets.Code, error) {
 	c := cl.Net.Conn.(*mqttConn)
 	access := h.m.intake.access
 	sensor, secret := string(pk.Connect.Username), string(pk.Connect.Password)
-	if sensor == "" && secret == "" && access.opts.Hold && cl.Properties.Props.AssignedClientID == "" && touchline.CheckSensor(cl.ID) == nil {
+	if sensor == "" && secret == "" && access.rules.Load().Hold && cl.Properties.Props.AssignedClientID == "" && touchline.CheckSensor(cl.ID) == nil {
 		sensor = cl.ID // so that a person sees who waits, and can give it a key
 	}
 	g, no := access.enter(sensor, secret)

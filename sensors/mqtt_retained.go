@@ -56,7 +56,7 @@ func (h *hook) OnRetainedExpired(topic string) {
 // more. It is called before anybody gets one, and looks where the file of keys
 // has changed: a thousand small messages take some milliseconds.
 func (m *MQTT) reviewRetained() {
-	generation := m.intake.access.opts.Keys.Generation()
+	generation := m.intake.access.epoch()
 	m.retainers.mu.Lock()
 	defer m.retainers.mu.Unlock()
 	if m.retainers.generation == generation {

@@ -1,5 +1,8 @@
-// Package systemd has the unit of the gateway as a file, embedded byte for
-// byte: what is in the repository is what is installed.
+// Package systemd is what the programs and systemd say to one another: the
+// units as files, embedded byte for byte, so that what is in the repository is
+// what is installed, and the protocol of sd_notify(3) and sd_listen_fds(3).
+// Where no service manager listens nothing is said, and that is no error. It
+// holds no state and starts nothing.
 package systemd
 
 import _ "embed"
@@ -10,3 +13,8 @@ import _ "embed"
 //
 //go:embed touchline.service
 var Gateway string
+
+// Cloud is touchline-cloud.service.
+//
+//go:embed touchline-cloud.service
+var Cloud string

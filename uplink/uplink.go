@@ -76,6 +76,7 @@ type Uplink struct {
 	route  *Route
 	retry  chan struct{} // 1 slot: what kept us waiting is settled
 	count  counters
+	turns  atomic.Uint64
 
 	// minHeartbeat bounds what a cloud can ask for: a ping each millisecond
 	// would be its attack on us, or its mistake.
@@ -125,6 +126,7 @@ func New(opts Options, source Source, logger *slog.Logger) (*Uplink, error) {
 func (u *Uplink) Run(ctx context.Context) error {
 	plan := newSchedule(&u.opts, u.urls)
 	for ctx.Err() == nil {
+		u.turns.Add(1)
 		to, requests := plan.next()
 		u.setState(Connecting, to)
 		up, err := u.attempt(ctx, to, requests)
@@ -145,12 +147,29 @@ func (u *Uplink) Run(ctx context.Context) error {
 func (u *Uplink) rest(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-u.retry:
-	case <-t.C:
+	turn := time.NewTicker(turnInterval)
+	defer turn.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-u.retry:
+			return
+		case <-t.C:
+			return
+		case <-turn.C:
+			u.turns.Add(1)
+		}
 	}
 }
+
+// turnInterval is how often the loop turns where it just waits.
+const turnInterval = 5 * time.Second
+
+// Turns says how often the loop of Run, or of its session, has turned. While
+// Run runs that is every heartbeat (Options.Heartbeat) unless it dials, which is
+// bounded by HandshakeTimeout, or the source keeps it. Any goroutine may call it.
+func (u *Uplink) Turns() uint64 { return u.turns.Load() }
 
 // attempt dials once, and lives through one session if there is one. up is how
 // long the session was welcome.

@@ -37,6 +37,7 @@ func (s *session) write(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		s.u.turns.Add(1)
 		next, err := s.writeNext(time.Now())
 		if err == nil && ctx.Err() != nil {
 			err = context.Cause(ctx)

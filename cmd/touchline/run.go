@@ -1,35 +1,67 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"os"
 
-	sdnotify "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"touchline/daemon"
+	"touchline/systemd"
 )
 
 func runCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Run the gateway until SIGTERM or Ctrl-C",
-		Args:  cobra.NoArgs,
+		Long: `Runs the gateway until SIGTERM or Ctrl-C. SIGHUP has it read its settings again:
+[uplink], sensors.acl, sensors.allow_anonymous, sensors.unknown, sensors.broker,
+buffer.import_keys and log.level count at once, and no sensor notices; what else
+has changed is named in the log and by ` + "`touchline status`" + `, and needs a restart.
+Certificates, tokens and sensors' keys are read again whenever they change.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.load()
-			if err != nil {
-				return err
+			err := s.run(cmd.Context())
+			if err != nil { // `systemctl status` shows why, beside the log
+				_ = systemd.Notify(systemd.Status("%v", err))
 			}
-			d, err := daemon.Open(cmd.Context(), c, c.Log.Logger(os.Stderr))
-			if err != nil {
-				return err
-			}
-			// Recovery is done and the listeners are bound; without a service
-			// manager that asked for it, this does nothing.
-			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
-			err = d.Run(cmd.Context())
-			_, _ = sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
-			return errors.Join(err, d.Close())
+			return err
 		},
 	}
+}
+
+// run is the gateway's life.
+func (s *settings) run(ctx context.Context) error {
+	hup := reloadSignal() // from now on SIGHUP ends nothing
+	c, err := s.load()
+	if err != nil {
+		return err
+	}
+	var level slog.LevelVar
+	level.Set(c.Log.SlogLevel())
+	d, err := daemon.Open(ctx, c, c.Log.LoggerAt(os.Stderr, &level))
+	if err != nil {
+		return err
+	}
+	reloading, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-reloading.Done():
+				return
+			case <-hup:
+				if c, err := d.Reload(s.load); err == nil { // else it has said so
+					level.Set(c.Log.SlogLevel())
+				}
+			}
+		}
+	}()
+	err = d.Run(ctx)
+	stop()
+	<-ended
+	return errors.Join(err, d.Close())
 }

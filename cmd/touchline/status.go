@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 	"unicode"
 
@@ -168,12 +169,22 @@ func printStatus(out io.Writer, s daemon.Status) {
 			line("", "last error: %s", s.Relay.LastError)
 		}
 	}
+	printReload(line, s.Reload)
 	for i, sensor := range s.Sensors.Seen {
 		if i == shownSensors {
 			fmt.Fprintf(out, "  … and %d more (--json has all)\n", len(s.Sensors.Seen)-i)
 			break
 		}
 		fmt.Fprintf(out, "  %-24s %-7s %10d samples, last %s ago\n", printable(sensor.ID), sensor.Transport, sensor.Samples, ago(s.Time.Sub(sensor.LastSeen)))
+	}
+}
+
+func printReload(line func(name, format string, args ...any), r daemon.ReloadStatus) {
+	if r.Error != "" {
+		line("settings", "the last reload was refused, and those of before hold: %s", r.Error)
+	}
+	if len(r.Restart) > 0 {
+		line("settings", "changed, and need `touchline restart`: %s", strings.Join(r.Restart, ", "))
 	}
 }
 

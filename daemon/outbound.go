@@ -1,0 +1,88 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"golang.org/x/sync/errgroup"
+
+	"touchline"
+	"touchline/relay"
+	"touchline/uplink"
+)
+
+// An outbound is all that is between the buffer and the cloud. A reload puts a
+// new one in its place: nothing in it is worth keeping but what the buffer and
+// the cloud know.
+type outbound struct {
+	config touchline.Config
+	uplink *uplink.Uplink // nil: this gateway just buffers
+	relay  *relay.Relay
+	roller *roller
+}
+
+// newOutbound starts nothing, and acquires nothing.
+func (d *Daemon) newOutbound(c touchline.Config, logger *slog.Logger) (*outbound, error) {
+	o := &outbound{config: c}
+	var err error
+	if len(c.Uplink.URLs) > 0 {
+		if o.uplink, err = d.newUplink(c, logger); err != nil {
+			return nil, err
+		}
+	}
+	carrying := relayOptions(c)
+	if carrying.Client, err = d.client(c); err != nil {
+		return nil, err
+	}
+	if o.relay, err = relay.New(carrying, logger); err != nil {
+		return nil, err
+	}
+	o.roller = d.newRoller(c, logger)
+	return o, nil
+}
+
+// run delivers until ctx ends.
+func (o *outbound) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	if o.uplink != nil {
+		group.Go(func() error { return o.uplink.Run(ctx) })
+	}
+	group.Go(func() error { return o.relay.Run(ctx) })
+	group.Go(func() error { return o.roller.run(ctx) })
+	return group.Wait()
+}
+
+// uplinkTurns is what the manager looks at.
+func (d *Daemon) uplinkTurns() (turns uint64, running bool) {
+	o := d.out.get()
+	if o.uplink == nil {
+		return 0, false
+	}
+	return o.uplink.Turns(), true
+}
+
+// An inbound is the clients of the site's own brokers, replaced like outbound.
+// The brokers keep their sessions, so that nothing is missed meanwhile.
+type inbound []interface{ Run(context.Context) error }
+
+func (in inbound) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, broker := range in {
+		group.Go(func() error { return broker.Run(ctx) })
+	}
+	group.Go(func() error { <-ctx.Done(); return nil }) // none is no end
+	return group.Wait()
+}
+
+func (d *Daemon) newInbound(c touchline.Config, logger *slog.Logger) (inbound, error) {
+	var in inbound
+	for i, b := range c.Sensors.Broker {
+		broker, err := d.newBroker(c, b, logger)
+		if err != nil {
+			return nil, fmt.Errorf("sensors.broker[%d] %s: %w", i, b.URL, err)
+		}
+		in = append(in, broker)
+	}
+	return in, nil
+}

@@ -1,0 +1,135 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"touchline"
+	"touchline/config"
+	"touchline/systemd"
+)
+
+// reloadable are the settings that Reload applies, tables with a dot at their
+// end. What shapes listeners, limits and the buffer holds for a whole life of
+// the gateway: a restart takes a second, and no sensor is refused meanwhile.
+var reloadable = []string{
+	"sensors.allow_anonymous", "sensors.unknown", "sensors.acl", "sensors.broker", "buffer.import_keys", "uplink.", "log.level",
+}
+
+func isReloadable(key string) bool {
+	return slices.ContainsFunc(reloadable, func(r string) bool {
+		return key == r || strings.HasSuffix(r, ".") && strings.HasPrefix(key, r)
+	})
+}
+
+// ReloadStatus says what became of the last reload.
+type ReloadStatus struct {
+	Count   uint64    `json:"count"`             // of those that were applied
+	At      time.Time `json:"at,omitzero"`       // of the last one
+	Error   string    `json:"error,omitempty"`   // why it was not applied: the settings of before hold
+	Changed []string  `json:"changed,omitempty"` // settings that it applied
+	Restart []string  `json:"restart,omitempty"` // settings that differ in the file, and need a restart
+}
+
+// reloads is what Reload keeps.
+type reloads struct {
+	mu     sync.Mutex       // one at a time; covers what follows
+	config touchline.Config // what holds
+	status ReloadStatus
+}
+
+func (r *reloads) get() ReloadStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.status
+}
+
+// Reload takes up the settings that load returns, as far as a running gateway
+// can, and returns those that hold then: no listener is closed and no sensor's
+// connection ended, but of those who may not come in any more. Certificates are
+// read again whenever they change, reload or not. Where the settings are wrong,
+// the ones of before hold, all of them. What needs a restart is named in the
+// log, by Status and to the service manager.
+func (d *Daemon) Reload(load func() (touchline.Config, error)) (touchline.Config, error) {
+	r := &d.reloads
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_ = systemd.Notify(systemd.Reloading())
+	defer func() { _ = systemd.Notify(systemd.Ready) }() // who waits for the end of the reload waits for this
+	wanted, err := load()
+	if err == nil {
+		err = Check(wanted)
+	}
+	if err == nil {
+		err = d.apply(wanted)
+	}
+	r.status.At = time.Now()
+	if err != nil {
+		r.status.Error = err.Error()
+		d.logger.Error("settings are not reloaded: those of before hold", "error", err)
+		return r.config, err
+	}
+	return r.config, nil
+}
+
+// apply changes what can be changed. d.reloads.mu is held.
+func (d *Daemon) apply(wanted touchline.Config) error {
+	r := &d.reloads
+	holds := r.config
+	holds.Uplink, holds.Buffer.ImportKeys, holds.Log.Level = wanted.Uplink, wanted.Buffer.ImportKeys, wanted.Log.Level
+	holds.Sensors.Broker, holds.Sensors.ACL = wanted.Sensors.Broker, wanted.Sensors.ACL
+	holds.Sensors.AllowAnonymous, holds.Sensors.Unknown = wanted.Sensors.AllowAnonymous, wanted.Sensors.Unknown
+	var changed, restart []string
+	for _, key := range config.Changed(r.config, wanted) {
+		if isReloadable(key) {
+			changed = append(changed, key)
+		} else {
+			restart = append(restart, key)
+		}
+	}
+	has := func(prefix string) bool {
+		return slices.ContainsFunc(changed, func(key string) bool { return strings.HasPrefix(key, prefix) })
+	}
+	// The addresses stay those of now: what the file asks for beside them was
+	// checked with its own.
+	var problems []error
+	holds.Check(func(key, problem string) { problems = append(problems, fmt.Errorf("%s: %s", key, problem)) })
+	if len(problems) > 0 {
+		return fmt.Errorf("with the listeners as they are until a restart: %w", errors.Join(problems...))
+	}
+	// All that may fail comes before anything is changed.
+	var in inbound
+	var out *outbound
+	var err error
+	rules, err := accessRules(holds)
+	if err == nil && has("sensors.broker") {
+		in, err = d.newInbound(holds, d.root)
+	}
+	if err == nil && (has("uplink.") || has("buffer.import_keys")) {
+		out, err = d.newOutbound(holds, d.root)
+	}
+	if err == nil && has("sensors.") {
+		err = d.access.Change(rules)
+	}
+	if err != nil {
+		return err
+	}
+	if has("sensors.broker") {
+		d.in.put(in)
+	}
+	if out != nil {
+		d.out.put(out)
+	}
+	r.config = holds
+	r.status.Count++
+	r.status.Error, r.status.Changed, r.status.Restart = "", changed, restart
+	d.logger.Info("settings are reloaded", "changed", changed)
+	if len(restart) > 0 {
+		d.logger.Warn("some settings differ and need a restart: `touchline restart`", "settings", restart)
+	}
+	return nil
+}

@@ -1,0 +1,8 @@
+//go:build !unix
+
+package systemd
+
+import "net"
+
+// Keep does nothing where there is no systemd.
+func Keep(string, *net.TCPListener) error { return nil }
