@@ -47,7 +47,7 @@ func (p *ports) open(o port) (*listener, error) {
 	if err != nil {
 		return nil, listenError(o.setting, o.address, err)
 	}
-	opened := &listener{TCPListener: l, port: o, closed: make(chan struct{})}
+	opened := &listener{TCPListener: l, port: o, turn: acceptTurn, closed: make(chan struct{})}
 	if o.most > 0 {
 		opened.places = make(chan struct{}, o.most)
 	}
@@ -143,6 +143,7 @@ type listener struct {
 	*net.TCPListener
 	port
 	places chan struct{} // nil: no limit
+	turn   time.Duration // acceptTurn; a test has no time for it
 	turns  atomic.Uint64
 	once   sync.Once
 	closed chan struct{}
@@ -155,7 +156,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	for {
 		l.turns.Add(1)
-		if err := l.SetDeadline(time.Now().Add(acceptTurn)); err != nil {
+		if err := l.SetDeadline(time.Now().Add(l.turn)); err != nil {
 			l.leave()
 			return nil, err
 		}
@@ -176,7 +177,7 @@ func (l *listener) place() error {
 	if l.places == nil {
 		return nil
 	}
-	turn := time.NewTicker(acceptTurn)
+	turn := time.NewTicker(l.turn)
 	defer turn.Stop()
 	for {
 		select {

@@ -55,11 +55,16 @@ func (r *reloads) get() ReloadStatus {
 // the ones of before hold, all of them. What needs a restart is named in the
 // log, by Status and to the service manager.
 func (d *Daemon) Reload(load func() (touchline.Config, error)) (touchline.Config, error) {
+	_ = systemd.Notify(systemd.Reloading())
+	c, err := d.reload(load)
+	_ = systemd.Notify(systemd.Ready, systemd.Status("%s", d.line())) // who waits for the end of the reload waits for this
+	return c, err
+}
+
+func (d *Daemon) reload(load func() (touchline.Config, error)) (touchline.Config, error) {
 	r := &d.reloads
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_ = systemd.Notify(systemd.Reloading())
-	defer func() { _ = systemd.Notify(systemd.Ready) }() // who waits for the end of the reload waits for this
 	wanted, err := load()
 	if err == nil {
 		err = Check(wanted)
@@ -71,9 +76,8 @@ func (d *Daemon) Reload(load func() (touchline.Config, error)) (touchline.Config
 	if err != nil {
 		r.status.Error = err.Error()
 		d.logger.Error("settings are not reloaded: those of before hold", "error", err)
-		return r.config, err
 	}
-	return r.config, nil
+	return r.config, err
 }
 
 // apply changes what can be changed. d.reloads.mu is held.

@@ -354,6 +354,7 @@ type status struct {
 		Session   uint64
 		LastError string  `json:"last_error"`
 		RTTWorst  float64 `json:"rtt_worst_seconds"`
+		URL       string  `json:"url"`
 		Dials     uint64
 		Sessions  uint64
 		Resent    uint64 `json:"blocks_resent"`

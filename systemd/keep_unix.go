@@ -27,10 +27,20 @@ func Keep(name string, l *net.TCPListener) error {
 	if err != nil {
 		return fail(err)
 	}
+	manager, err := conn.SyscallConn()
+	if err != nil {
+		return fail(errors.Join(err, conn.Close()))
+	}
 	var sent error
-	// By Control, since File().Fd() would make the socket block for us, too.
+	message := []byte("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name)
+	// By Control, since File().Fd() would make the socket block for us, too; and
+	// by hand, since WriteMsgUnix wants no socket that is connected.
 	err = raw.Control(func(fd uintptr) {
-		_, _, sent = conn.WriteMsgUnix([]byte("FDSTORE=1\nFDPOLL=0\nFDNAME="+name), syscall.UnixRights(int(fd)), nil)
+		err := manager.Write(func(to uintptr) bool {
+			sent = syscall.Sendmsg(int(to), message, syscall.UnixRights(int(fd)), nil, 0)
+			return !errors.Is(sent, syscall.EAGAIN)
+		})
+		sent = errors.Join(err, sent)
 	})
 	if err := errors.Join(err, sent, conn.Close()); err != nil {
 		return fail(err)
