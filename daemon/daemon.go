@@ -170,7 +170,9 @@ func Check(c touchline.Config) error {
 	_, err = sensorTLS(c, logger)
 	_, brokers := d.newInbound(c, logger)
 	err = errors.Join(err, brokers)
-	if len(c.Uplink.URLs) > 0 {
+	claim, waits := d.newEnroller(c, logger)
+	err = errors.Join(err, waits)
+	if len(c.Uplink.URLs) > 0 && claim == nil {
 		_, uplink := d.newUplink(c, logger)
 		err = errors.Join(err, uplink)
 	}

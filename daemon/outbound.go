@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,6 +19,7 @@ import (
 type outbound struct {
 	config touchline.Config
 	uplink *uplink.Uplink // nil: this gateway just buffers
+	enrol  *enroller      // while it has no key, and a claim waits; nil: it does not
 	relay  *relay.Relay
 	roller *roller
 }
@@ -26,7 +28,10 @@ type outbound struct {
 func (d *Daemon) newOutbound(c touchline.Config, logger *slog.Logger) (*outbound, error) {
 	o := &outbound{config: c}
 	var err error
-	if len(c.Uplink.URLs) > 0 {
+	if o.enrol, err = d.newEnroller(c, logger); err != nil {
+		return nil, err
+	}
+	if len(c.Uplink.URLs) > 0 && o.enrol == nil {
 		if o.uplink, err = d.newUplink(c, logger); err != nil {
 			return nil, err
 		}
@@ -42,11 +47,26 @@ func (d *Daemon) newOutbound(c touchline.Config, logger *slog.Logger) (*outbound
 	return o, nil
 }
 
+// newEnroller returns nil where this gateway has a credential, or no claim.
+func (d *Daemon) newEnroller(c touchline.Config, logger *slog.Logger) (*enroller, error) {
+	if len(c.Uplink.URLs) == 0 || c.Uplink.TokenFile != "" {
+		return nil, nil
+	}
+	claim, err := pending(c)
+	if err != nil || claim == nil {
+		return nil, err
+	}
+	return &enroller{config: c, claim: *claim, log: logger.With("component", "enrol"), since: time.Now(), last: "the cloud was not reached yet"}, nil
+}
+
 // run delivers until ctx ends.
 func (o *outbound) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	if o.uplink != nil {
 		group.Go(func() error { return o.uplink.Run(ctx) })
+	}
+	if o.enrol != nil {
+		group.Go(func() error { return o.enrol.run(ctx) })
 	}
 	group.Go(func() error { return o.relay.Run(ctx) })
 	group.Go(func() error { return o.roller.run(ctx) })

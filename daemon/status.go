@@ -230,7 +230,11 @@ func (d *Daemon) bufferStatus() BufferStatus {
 }
 
 func (d *Daemon) uplinkStatus() UplinkStatus {
-	up := d.out.get().uplink
+	out := d.out.get()
+	if out.enrol != nil {
+		return out.enrol.status()
+	}
+	up := out.uplink
 	if up == nil {
 		return UplinkStatus{State: uplinkOff, Since: d.started}
 	}

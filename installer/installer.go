@@ -1,6 +1,9 @@
-// Package installer makes the gateway a service of the operating system. It
-// is the only package that knows kardianos/service. Every operation may be
-// repeated; Uninstall keeps configuration and buffer.
+// Package installer makes the gateway a service of the operating system:
+// systemd on Linux, the service control manager on Windows, launchd on macOS.
+// It is the only package that knows kardianos/service. Every operation may be
+// repeated, and can say what it would do instead of doing it. What a person
+// wrote or a sensor sent is never overwritten: an edited configuration and the
+// buffer stay, also over Uninstall, unless Purge is asked for.
 package installer
 
 import (
@@ -8,228 +11,208 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
+	"strings"
 
 	"github.com/kardianos/service"
-
-	"touchline/systemd"
 )
 
-// Where an installed gateway lives. The unit names the same places.
-const (
-	name       = "touchline"
-	program    = "/usr/local/bin/touchline"
-	configFile = "/etc/touchline/touchline.toml"
-	dataFolder = "/var/lib/touchline"
-	unitFile   = "/etc/systemd/system/touchline.service"
-)
+// name is that of the service, of its user, and of the program.
+const name = "touchline"
 
-// firstConfig is written where there is no configuration yet.
-const firstConfig = `# Settings of this gateway that differ from the defaults.
-# ` + "`touchline check --config " + configFile + "`" + ` says what is wrong with them.
+// A Place is where an installed gateway lives on this system.
+type Place struct {
+	Program string
+	Config  string
+	Data    string
+	Unit    string // the service manager's file; "" where it keeps none
+}
 
-[gateway]
-data = "` + dataFolder + `"
+// An Installer handles the service of this machine. Out is required.
+type Installer struct {
+	Out    io.Writer // what is done, a line each
+	DryRun bool      // say what would change, and change nothing
+	Root   string    // of an image's file system, such as of a card; "": this machine. Its services are not asked
+}
 
-# [uplink]
-# urls = ["wss://cloud.example.org"]
-# token_file = "/etc/touchline/token"    # chown root:touchline, chmod 0640
-`
-
-// ErrNoSystemd says that this machine does not run systemd.
-var ErrNoSystemd = errors.New("this machine does not run systemd, the only service manager that this version installs to; run `touchline run --config FILE` under yours")
-
-// An Installer reports what it does, a line each, to Out.
-type Installer struct{ Out io.Writer }
-
-// Install puts program, user, configuration and unit in place and enables the
-// service; it does not start it. What is there already is left as it is, but
-// for the program, which is replaced, and a unit that is older.
-func (i Installer) Install() error {
-	if err := ready(); err != nil {
-		return err
-	}
-	for _, step := range []func() error{i.user, i.program, i.config, i.unit} {
-		if err := step(); err != nil {
-			return err
+// Place returns where the gateway of this installer lives.
+func (i Installer) Place() Place {
+	p := place()
+	for _, path := range []*string{&p.Program, &p.Config, &p.Data, &p.Unit} {
+		if *path != "" && i.Root != "" {
+			*path = filepath.Join(i.Root, *path)
 		}
 	}
-	i.say("next: edit %s, then `touchline start`, then `touchline status`", configFile)
+	return p
+}
+
+// Options are what Install is told beside the defaults.
+type Options struct {
+	Cloud []string // addresses for a configuration that is not edited yet
+	CA    []byte   // own roots (PEM) for it; nil: the system's
+	Extra string   // TOML that goes into it, too
+}
+
+// Install puts user, folders, program, configuration and unit in place and
+// enables the service; it does not start it. What is as it should be is left
+// alone, and so is a configuration that was edited. The program that was there
+// is kept beside the new one, as PROGRAM.previous: its own install goes back.
+func (i Installer) Install(o Options) error {
+	if err := i.ready(); err != nil {
+		return err
+	}
+	p := i.Place()
+	steps := i.account(p)
+	steps = append(steps, i.program(p)...)
+	if len(o.CA) > 0 {
+		steps = append(steps, textFile{path: p.ca(), text: string(o.CA), mode: 0o644})
+	}
+	steps = append(steps, textFile{path: p.Config, text: p.firstConfig(o), mode: 0o644, edited: func(text string) bool {
+		// Asked for nothing, it stays what an earlier installation made it.
+		return len(o.Cloud) == 0 && len(o.CA) == 0 && o.Extra == "" || p.edited(text)
+	}})
+	steps = append(steps, i.service(p)...)
+	return i.carryOut(steps)
+}
+
+// FirstConfig is what Install writes where there is no configuration yet.
+func (i Installer) FirstConfig(o Options) string { return i.Place().firstConfig(o) }
+
+// Configured says whether there is a configuration that a person wrote.
+func (i Installer) Configured() (bool, error) {
+	p := i.Place()
+	text, err := os.ReadFile(p.Config)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && p.edited(string(text)), err
+}
+
+// Uninstall stops the service and removes unit and program. Configuration and
+// data stay, unless purge says that they, and the user, go too.
+func (i Installer) Uninstall(purge bool) error {
+	if err := i.ready(); err != nil {
+		return err
+	}
+	p := i.Place()
+	steps := i.remove(p)
+	steps = append(steps, gone{path: p.Program}, gone{path: p.previous()})
+	if purge {
+		steps = append(steps, gone{path: filepath.Dir(p.Config), all: true}, gone{path: p.Data, all: true})
+		steps = append(steps, i.forgetAccount()...)
+	}
+	if err := i.carryOut(steps); err != nil {
+		return err
+	}
+	if !purge {
+		i.say("kept %s and %s (--purge removes them)", filepath.Dir(p.Config), p.Data)
+	}
 	return nil
 }
 
-// Uninstall stops the service and removes unit and program. Configuration
-// and buffer stay where they are.
-func (i Installer) Uninstall() error {
-	if err := ready(); err != nil {
-		return err
-	}
-	if _, err := os.Stat(unitFile); errors.Is(err, os.ErrNotExist) {
-		i.say("no unit %s: nothing to uninstall", unitFile)
-		return nil
-	}
-	if err := i.Stop(); err != nil {
-		return err
-	}
-	if err := i.service(service.Service.Uninstall); err != nil {
-		return fmt.Errorf("uninstall service: %w", err)
-	}
-	if err := os.Remove(program); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove program: %w", err)
-	}
-	i.say("removed %s and %s; kept %s and %s", unitFile, program, filepath.Dir(configFile), dataFolder)
-	return nil
-}
-
-// Start starts the service; one that runs goes on.
-func (i Installer) Start() error {
-	if err := i.installed(); err != nil {
-		return err
-	}
-	if err := i.service(service.Service.Start); err != nil {
-		return fmt.Errorf("start service: %w (see `journalctl -u %s`)", err, name)
-	}
-	i.say("started %s", name)
-	return nil
-}
+// Start starts the service; one that runs goes on. It returns when the gateway
+// is ready, or with what kept it from being so.
+func (i Installer) Start() error { return i.control("start", "started", service.Service.Start) }
 
 // Stop stops the service and waits until it has ended.
-func (i Installer) Stop() error {
-	if err := i.installed(); err != nil {
+func (i Installer) Stop() error { return i.control("stop", "stopped", service.Service.Stop) }
+
+// Restart ends the service and starts it, also one that does not run.
+func (i Installer) Restart() error {
+	return i.control("restart", "restarted", service.Service.Restart)
+}
+
+func (i Installer) control(what, done string, do func(service.Service) error) error {
+	if i.Root != "" {
+		return fmt.Errorf("%s service: that of an image can't be: leave out --root", what)
+	}
+	if err := i.ready(); err != nil {
 		return err
 	}
-	if err := i.service(service.Service.Stop); err != nil {
-		return fmt.Errorf("stop service: %w (see `journalctl -u %s`)", err, name)
+	if installed, err := i.installed(); err != nil {
+		return err
+	} else if !installed {
+		return fmt.Errorf("%s service: it is not installed: run `touchline install` first", what)
 	}
-	i.say("stopped %s", name)
+	if i.DryRun {
+		i.say("would %s %s", what, name)
+		return nil
+	}
+	if err := i.ask(do); err != nil {
+		err = fmt.Errorf("%s service: %w (`touchline logs` shows why)", what, err)
+		if previous := i.Place().previous(); what != "stop" && exists(previous) {
+			err = fmt.Errorf("%w; to go back to the version before: `%s install --start`", err, previous)
+		}
+		return err
+	}
+	i.say("%s %s", done, name)
 	return nil
 }
 
-func (i Installer) installed() error {
-	if err := ready(); err != nil {
+// ask has the service manager do something, by kardianos/service.
+func (i Installer) ask(do func(service.Service) error) error {
+	s, err := service.New(nothing{}, serviceConfig(i.Place()))
+	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(unitFile); errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("no unit %s: run `touchline install` first", unitFile)
-	}
-	return nil
+	return do(s)
 }
 
 func (i Installer) say(format string, args ...any) { fmt.Fprintf(i.Out, format+"\n", args...) }
 
-// ready says whether this machine and user can install at all.
-func ready() error {
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
-		return ErrNoSystemd
-	}
-	if os.Geteuid() != 0 {
-		return errors.New("installing needs root: call it with sudo")
-	}
-	return nil
-}
-
-func (i Installer) user() error {
-	if _, err := user.Lookup(name); err == nil {
-		return nil
-	}
-	out, err := exec.Command("useradd", "--system", "--home-dir", dataFolder, "--no-create-home",
-		"--shell", "/usr/sbin/nologin", "--user-group", name).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("create user %s: %w: %s", name, err, out)
-	}
-	i.say("created user %s", name)
-	return nil
-}
-
-// program copies the running program, by way of a new file so that a service
-// that runs it now is not disturbed.
-func (i Installer) program() error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find own program: %w", err)
-	}
-	if self == program {
-		return nil
-	}
-	src, err := os.Open(self)
-	if err != nil {
-		return fmt.Errorf("read own program: %w", err)
-	}
-	defer src.Close()
-	if err := os.MkdirAll(filepath.Dir(program), 0o755); err != nil { // #nosec G301 -- everybody may run the program
-		return fmt.Errorf("create program folder: %w", err)
-	}
-	fresh, err := os.CreateTemp(filepath.Dir(program), ".touchline-*")
-	if err != nil {
-		return fmt.Errorf("write program: %w", err)
-	}
-	defer os.Remove(fresh.Name())
-	_, err = io.Copy(fresh, src)
-	err = errors.Join(err, fresh.Chmod(0o755), fresh.Sync(), fresh.Close())
-	if err == nil {
-		err = os.Rename(fresh.Name(), program)
-	}
-	if err != nil {
-		return fmt.Errorf("write program: %w", err)
-	}
-	i.say("installed %s", program)
-	return nil
-}
-
-func (i Installer) config() error {
-	if err := os.MkdirAll(filepath.Dir(configFile), 0o755); err != nil { // #nosec G301 -- the settings hold no secret
-		return fmt.Errorf("create configuration folder: %w", err)
-	}
-	file, err := os.OpenFile(configFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) // #nosec G302 -- the settings hold no secret
-	if errors.Is(err, os.ErrExist) {
-		i.say("kept %s", configFile)
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("write configuration: %w", err)
-	}
-	_, err = file.WriteString(firstConfig)
-	if err := errors.Join(err, file.Close()); err != nil {
-		return fmt.Errorf("write configuration: %w", err)
-	}
-	i.say("wrote %s", configFile)
-	return nil
-}
-
-func (i Installer) unit() error {
-	old, err := os.ReadFile(unitFile)
-	if err == nil && string(old) == systemd.Gateway {
-		i.say("kept %s", unitFile)
-		return nil
-	}
-	if err == nil { // kardianos refuses to write over a unit
-		if err := os.Remove(unitFile); err != nil {
-			return fmt.Errorf("replace unit: %w", err)
-		}
-	}
-	if err := i.service(service.Service.Install); err != nil {
-		return fmt.Errorf("install service: %w", err)
-	}
-	i.say("installed and enabled %s", unitFile)
-	return nil
-}
-
-func (i Installer) service(operation func(service.Service) error) error {
-	s, err := service.New(nothing{}, &service.Config{
-		Name:   name,
-		Option: service.KeyValue{"SystemdScript": systemd.Gateway},
-	})
-	if err != nil {
-		return err
-	}
-	return operation(s)
-}
-
-// nothing stands for the program where only its service is handled: the
-// service manager runs `touchline run`, which needs no kardianos on Linux.
+// nothing stands for the program where only its service is handled.
 type nothing struct{}
 
 func (nothing) Start(service.Service) error { return nil }
 func (nothing) Stop(service.Service) error  { return nil }
+
+func (p Place) previous() string { return p.Program + ".previous" }
+func (p Place) ca() string       { return filepath.Join(filepath.Dir(p.Config), "cloud-ca.pem") }
+
+// firstLine begins a configuration that nobody has edited: the rest is made of
+// Options, and may be made again of others.
+const firstLine = "# Settings of this gateway that differ from the defaults, as `touchline install` wrote them."
+
+// unedited ends it: who edits the file leaves it or removes it, and what is
+// between counts.
+const unedited = "# end of what was installed"
+
+// firstConfig is written where there is no configuration yet.
+func (p Place) firstConfig(o Options) string {
+	at := place() // in the image, not where the image is now
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n# `touchline check --config %s` says what is wrong with them.\n\n", firstLine, at.Config)
+	fmt.Fprintf(&b, "[gateway]\ndata = %q\n", at.Data)
+	switch {
+	case len(o.Cloud) > 0:
+		fmt.Fprintf(&b, "\n[uplink]\nurls = [%s]\n", quoted(o.Cloud))
+		if len(o.CA) > 0 {
+			fmt.Fprintf(&b, "ca_file = %q\n", at.ca())
+		}
+	default:
+		b.WriteString("\n# [uplink]\n# urls = [\"wss://cloud.example.org\"]   # then: touchline enroll CODE\n")
+	}
+	if o.Extra != "" {
+		fmt.Fprintf(&b, "\n%s\n", strings.TrimSpace(o.Extra))
+	}
+	fmt.Fprintf(&b, "\n%s: %s\n", unedited, sum(b.String()))
+	return b.String()
+}
+
+// edited says whether a person has changed what firstConfig wrote: its last
+// line has the sum of the rest.
+func (p Place) edited(text string) bool {
+	at := strings.LastIndex(text, "\n"+unedited+": ")
+	if at < 0 {
+		return true
+	}
+	return text[at:] != "\n"+unedited+": "+sum(text[:at])+"\n"
+}
+
+func quoted(list []string) string {
+	out := make([]string, len(list))
+	for n, s := range list {
+		out[n] = fmt.Sprintf("%q", s)
+	}
+	return strings.Join(out, ", ")
+}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"touchline/daemon"
+	"touchline/installer"
 	"touchline/systemd"
 )
 
@@ -23,7 +23,7 @@ has changed is named in the log and by ` + "`touchline status`" + `, and needs a
 Certificates, tokens and sensors' keys are read again whenever they change.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := s.run(cmd.Context())
+			err := installer.Run(cmd.Context(), s.run)
 			if err != nil { // `systemctl status` shows why, beside the log
 				_ = systemd.Notify(systemd.Status("%v", err))
 			}
@@ -32,8 +32,8 @@ Certificates, tokens and sensors' keys are read again whenever they change.`,
 	}
 }
 
-// run is the gateway's life.
-func (s *settings) run(ctx context.Context) error {
+// run is the gateway's life; ready is called once the listeners are bound.
+func (s *settings) run(ctx context.Context, ready func()) error {
 	hup := reloadSignal() // from now on SIGHUP ends nothing
 	c, err := s.load()
 	if err != nil {
@@ -41,10 +41,11 @@ func (s *settings) run(ctx context.Context) error {
 	}
 	var level slog.LevelVar
 	level.Set(c.Log.SlogLevel())
-	d, err := daemon.Open(ctx, c, c.Log.LoggerAt(os.Stderr, &level))
+	d, err := daemon.Open(ctx, c, c.Log.LoggerAt(installer.LogOutput(), &level))
 	if err != nil {
 		return err
 	}
+	ready()
 	reloading, stop := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {

@@ -1,0 +1,229 @@
+package installer
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"touchline/systemd"
+)
+
+// image installs into the file system of an image, whose services nobody asks.
+func image(t *testing.T) (Installer, *bytes.Buffer) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root may install")
+	}
+	out := &bytes.Buffer{}
+	return Installer{Out: out, Root: t.TempDir()}, out
+}
+
+// files are what is in a folder: names, modes, and texts of all but programs.
+func files(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		text := "a program"
+		if e.Type()&fs.ModeSymlink != 0 {
+			text, err = os.Readlink(path)
+		} else if !strings.Contains(path, "/bin/") {
+			var data []byte
+			data, err = os.ReadFile(path)
+			text = string(data)
+		}
+		all[strings.TrimPrefix(path, dir)] = info.Mode().String() + " " + text
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func same(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if b[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+func TestInstall_CanBeRepeated(t *testing.T) {
+	i, out := image(t)
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	first := files(t, i.Root)
+	if got := first["/etc/systemd/system/touchline.service"]; got != "-rw-r--r-- "+systemd.Gateway {
+		t.Errorf("the unit is not that of the repository: %q", got)
+	}
+	for _, name := range []string{"/usr/local/bin/touchline", "/etc/touchline/touchline.toml", "/usr/lib/sysusers.d/touchline.conf", "/etc/systemd/system/multi-user.target.wants/touchline.service"} {
+		if first[name] == "" {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	out.Reset()
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if second := files(t, i.Root); !same(first, second) || strings.Contains(out.String(), "done") {
+		t.Errorf("the second time something was done:\n%s", out)
+	}
+}
+
+func TestInstall_DryRunShowsTheDifferenceAndChangesNothing(t *testing.T) {
+	i, out := image(t)
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	unit := i.Place().Unit
+	if err := os.WriteFile(unit, []byte(strings.Replace(systemd.Gateway, "WatchdogSec=30", "WatchdogSec=99", 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	before := files(t, i.Root)
+	out.Reset()
+	dry := i
+	dry.DryRun = true
+	if err := dry.Install(Options{Cloud: []string{"wss://cloud.example"}}); err != nil {
+		t.Fatal(err)
+	}
+	if !same(before, files(t, i.Root)) {
+		t.Error("a dry run changed something")
+	}
+	for _, want := range []string{"would change " + unit + ":\n  - WatchdogSec=99\n  + WatchdogSec=30\n", `  + urls = ["wss://cloud.example"]`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it says\n%s\nwant\n%s", out, want)
+		}
+	}
+	if err := dry.Uninstall(true); err != nil || !same(before, files(t, i.Root)) {
+		t.Errorf("a dry run of uninstall changed something: %v", err)
+	}
+}
+
+// A configuration that a person has touched in any way stays as it is; one that
+// nobody has may be made anew.
+func TestInstall_KeepsAnEditedConfiguration(t *testing.T) {
+	i, _ := image(t)
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	config := i.Place().Config
+	if edited, err := i.Configured(); err != nil || edited {
+		t.Errorf("as installed it counts as edited: %v %v", edited, err)
+	}
+	if err := i.Install(Options{Cloud: []string{"wss://a.example", "wss://b.example"}, CA: []byte("roots"), Extra: "[log]\nlevel = \"debug\""}); err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := os.ReadFile(config)
+	if err != nil || !strings.Contains(string(fresh), "[uplink]\nurls = [\"wss://a.example\", \"wss://b.example\"]\nca_file = \"/etc/touchline/cloud-ca.pem\"\n\n[log]\n") {
+		t.Errorf("%v\n%s", err, fresh)
+	}
+	if err := i.Install(Options{}); err != nil { // an upgrade
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(config); err != nil || string(now) != string(fresh) {
+		t.Errorf("an upgrade forgot what was installed: %v\n%s", err, now)
+	}
+	for what, edit := range map[string]string{
+		"a line more": string(fresh) + "x = 1\n", "a line within": strings.Replace(string(fresh), "[uplink]", "[uplink] # mine", 1),
+		"without its end": string(fresh[:len(fresh)/2]), "empty": "",
+	} {
+		if err := os.WriteFile(config, []byte(edit), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := i.Install(Options{Cloud: []string{"wss://c.example"}}); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := os.ReadFile(config); err != nil || string(now) != edit {
+			t.Errorf("%s: the file was changed: %v", what, err)
+		}
+	}
+}
+
+func TestUninstall_KeepsTheDataUnlessPurged(t *testing.T) {
+	i, _ := image(t)
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	buffer := filepath.Join(i.Place().Data, "buffer.db")
+	if err := os.MkdirAll(filepath.Dir(buffer), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(buffer, []byte("samples"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // twice is fine
+		if err := i.Uninstall(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := files(t, i.Root)
+	if left["/var/lib/touchline/buffer.db"] == "" || left["/etc/touchline/touchline.toml"] == "" {
+		t.Errorf("what was to be kept is gone: %v", left)
+	}
+	if left["/etc/systemd/system/touchline.service"] != "" || left["/usr/local/bin/touchline"] != "" {
+		t.Errorf("what was to be removed is there: %v", left)
+	}
+	for range 2 {
+		if err := i.Uninstall(true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := files(t, i.Root); len(left) > 0 {
+		t.Errorf("after a purge there is %v", left)
+	}
+}
+
+// An upgrade keeps the program that was there.
+func TestInstall_KeepsTheProgramBefore(t *testing.T) {
+	i, out := image(t)
+	p := i.Place()
+	if err := os.MkdirAll(filepath.Dir(p.Program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.Program, []byte("old"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if old, err := os.ReadFile(p.previous()); err != nil || string(old) != "old" {
+		t.Errorf("the program before is %q, %v\n%s", old, err, out)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := fileSum(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have, err := fileSum(p.Program); err != nil || have != want {
+		t.Errorf("the program is another one: %v", err)
+	}
+}
+
+func TestInstall_WithoutSystemdSaysSo(t *testing.T) {
+	if exists("/run/systemd/system") {
+		t.Skip("this machine runs systemd")
+	}
+	for what, do := range map[string]func(Installer) error{"install": func(i Installer) error { return i.Install(Options{}) }, "start": Installer.Start, "uninstall": func(i Installer) error { return i.Uninstall(true) }} {
+		if err := do(Installer{Out: &bytes.Buffer{}}); err != ErrNoSystemd {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
