@@ -374,3 +374,20 @@ func (s *site) reloaded() reloadStatus {
 	}
 	return st.Reload
 }
+
+// A node of the cloud says for how long it drains, so that the service manager
+// waits for what [balancer] says and not for less.
+func TestService_TheCloudIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "")
+	editFile(t, s.cloudConfig, "listen = ", "balancer.drain_delay = \"1s\"\nbalancer.drain = \"2s\"\nlisten = ")
+	m := newServiceManager(t)
+	s.beginCloud = m.begin
+	s.startCloud()
+	m.wait(0, "READY=1")
+	if status := s.cloud.terminate(); status != 0 {
+		t.Errorf("it ended with status %d", status)
+	}
+	m.wait(0, "STOPPING=1")
+	m.wait(0, "EXTEND_TIMEOUT_USEC=33000000")
+}

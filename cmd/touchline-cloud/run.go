@@ -86,6 +86,7 @@ func serve(ctx context.Context, c cloud.Config, p parts, logger *slog.Logger) er
 	if err := server.Listen(); err != nil {
 		return err
 	}
+	defer notify(ctx, c)()
 	group, ctx := errgroup.WithContext(ctx)
 	// What the server stands on outlives it: gateways leave a node that drains when what they
 	// sent is stored, and are told so.
