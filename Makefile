@@ -67,7 +67,7 @@ static:
 	@$(GO) vet ./...
 	@$(GO) tool staticcheck ./...
 	@GOOS=darwin CGO_ENABLED=0 $(GO) vet $(portable)
-	@GOOS=windows CGO_ENABLED=0 $(GO) vet ./config ./installer ./systemd
+	@GOOS=windows CGO_ENABLED=0 $(GO) vet . ./config ./identity ./installer ./internal/filelock ./internal/folder ./systemd ./wire
 
 bench: build
 	@.ci/setup test

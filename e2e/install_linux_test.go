@@ -79,8 +79,11 @@ func TestInstall_ChecksBeforeItChanges(t *testing.T) {
 	writeFile(t, broken, `{"touchline_bundle":1,"cloud":["wss://c.example"],"claim":"x","config":"[sensors]\nmax_payload = \"soon\""}`)
 	later := filepath.Join(t.TempDir(), "bundle")
 	writeFile(t, later, `{"touchline_bundle":7,"cloud":["wss://c.example"],"claim":"x"}`)
+	typo := filepath.Join(t.TempDir(), "bundle")
+	writeFile(t, typo, `{"touchline_bundle":1,"cloud":["wss://c.example"],"claim":"ABCDEFGHJKMNPQRSTVWX"}`)
 	for want, args := range map[string][]string{
 		"max_payload":           {"--bundle", broken},
+		"has a typo":            {"--bundle", typo},
 		"it has form 7":         {"--bundle", later},
 		"--cloud wss://HOST":    {"--claim", "x"},
 		"leave out --claim":     {"--bundle", broken, "--claim", "x"},

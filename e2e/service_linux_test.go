@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -360,7 +361,7 @@ type reloadStatus struct {
 // reloaded asks over the data folder, to which access rules do not apply.
 func (s *site) reloaded() reloadStatus {
 	s.t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return net.Dial("unix", filepath.Join(s.gatewayData, "admin.sock"))
 	}}}
 	resp, err := client.Get("http://gateway/status")

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
+	"touchline/internal/filelock"
 	"touchline/internal/folder"
 )
 
@@ -42,7 +42,7 @@ func Lock(dir string) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock gateway key: %w", err)
 	}
 	if err = folder.Give(f); err == nil {
-		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); errors.Is(err, syscall.EWOULDBLOCK) {
+		if err = filelock.Try(f); errors.Is(err, filelock.ErrLocked) {
 			err = ErrRolling
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"touchline"
+	"touchline/credential"
 	"touchline/daemon"
 	"touchline/installer"
 )
@@ -173,7 +174,10 @@ func (o *installation) checkSettings(options installer.Options) error {
 		}
 		return errors.New("where is the cloud? Name it with --cloud wss://HOST")
 	}
-	return nil
+	if o.expected.Claim != "" { // a typo is found now, and not by a gateway that nobody looks at
+		_, err = credential.ParseClaim(o.expected.Claim)
+	}
+	return err
 }
 
 // enrol uses the claim, unless this gateway has a key that the cloud knows

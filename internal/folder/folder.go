@@ -1,5 +1,3 @@
-//go:build unix
-
 // Package folder writes files into a data folder such that a power cut leaves
 // the old one or the new one, whole, and that what root's commands write there
 // belongs to whom the folder belongs to: the gateway runs as a user of its own.
@@ -13,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 )
 
 // partSuffix ends the name of a file on its way.
@@ -67,34 +64,6 @@ func Tidy(file string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("tidy up after %s: %w", file, err)
-	}
-	return nil
-}
-
-// Sync makes the names in dir survive a power cut.
-func Sync(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync folder: %w", err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
-	}
-	return nil
-}
-
-// Give gives a file or folder that root made to whom the folder that it is in
-// belongs to.
-func Give(f *os.File) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	info, err := os.Stat(filepath.Dir(f.Name()))
-	if err != nil {
-		return err
-	}
-	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 {
-		return f.Chown(int(s.Uid), int(s.Gid))
 	}
 	return nil
 }
