@@ -20,11 +20,11 @@ import (
 var mayImport = map[string][]string{
 	"touchline":                     {"touchline/config", "touchline/identity", "touchline/internal/folder"},
 	"touchline/config":              {},
-	"touchline/credential":          {"touchline", "touchline/internal/folder"},
+	"touchline/credential":          {"touchline", "touchline/internal/filelock", "touchline/internal/folder"},
 	"touchline/wire":                {"touchline"},
 	"touchline/payload":             {"touchline"},
 	"touchline/clock":               {"touchline"},
-	"touchline/buffer":              {"touchline", "touchline/buffer/seen", "touchline/wire", "touchline/internal/folder"},
+	"touchline/buffer":              {"touchline", "touchline/buffer/seen", "touchline/wire", "touchline/internal/filelock", "touchline/internal/folder"},
 	"touchline/buffer/seen":         {"touchline"},
 	"touchline/identity":            {"touchline/internal/filelock", "touchline/internal/folder"},
 	"touchline/archive":             {"touchline", "touchline/identity", "touchline/wire"},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"syscall"
 )
 
 // Sparing writes to a file as long as its disk has room beyond a reserve.
@@ -43,13 +42,4 @@ func (s *Sparing) Write(p []byte) (int, error) {
 		s.asked, s.unchecked = true, 0
 	}
 	return s.to.Write(p)
-}
-
-// freeBytes returns how much an ordinary user can still write.
-func freeBytes(dir string) (int64, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("ask for free space of %s: %w", dir, err)
-	}
-	return int64(st.Bavail) * int64(st.Bsize), nil
 }

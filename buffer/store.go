@@ -82,11 +82,6 @@ func openStoreOn(ctx context.Context, vfs, path string) (_ *store, err error) {
 	return s, nil
 }
 
-// defaultVFS keeps the index of the log in memory instead of a mapped file,
-// which kills the process with SIGBUS on some full disks; it also locks other
-// processes out.
-const defaultVFS = "unix-excl"
-
 // rewriteLog writes each byte of the log again and syncs it. Where a sync
 // failed before the last run ended, the system may have what it was to write
 // in its cache only and take it for written. SQLite would read it as committed

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"touchline/archive"
 	"touchline/internal/folder"
@@ -102,12 +101,9 @@ func readAgain(file *os.File, want archive.Summary) error {
 // reserveAt returns what must stay free in a folder: on the disk of the buffer
 // what its settings say, elsewhere nothing.
 func (f *Folder) reserveAt(dir string) (int64, error) {
-	var here, there syscall.Stat_t
-	if err := errors.Join(syscall.Stat(f.config.Gateway.Data, &here), syscall.Stat(dir, &there)); err != nil {
+	same, err := sameDisk(f.config.Gateway.Data, dir)
+	if err != nil || !same {
 		return 0, err
-	}
-	if here.Dev != there.Dev {
-		return 0, nil
 	}
 	return int64(f.config.Buffer.FreeReserve), nil
 }

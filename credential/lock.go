@@ -1,14 +1,12 @@
-//go:build unix
-
 package credential
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 
+	"touchline/internal/filelock"
 	"touchline/internal/folder"
 )
 
@@ -30,11 +28,11 @@ func lockFile(name string) (unlock func(), err error) {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
 	}
 	for end := time.Now().Add(lockPatience); ; {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		err := filelock.Try(f)
 		if err == nil {
 			return func() { _ = f.Close() }, nil
 		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+		if !errors.Is(err, filelock.ErrLocked) {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
 		}
 		if time.Now().After(end) {

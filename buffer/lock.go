@@ -1,5 +1,3 @@
-//go:build unix
-
 package buffer
 
 import (
@@ -11,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"touchline/internal/filelock"
 )
 
 const lockName = "buffer.lock"
@@ -28,9 +28,9 @@ func lockFolder(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := filelock.Try(f); err != nil {
 		defer f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
+		if errors.Is(err, filelock.ErrLocked) {
 			return nil, &LockedError{Dir: dir, PID: readPID(f)}
 		}
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
@@ -71,9 +71,9 @@ func lockToRead(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := filelock.Try(f); err != nil {
 		defer f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
+		if errors.Is(err, filelock.ErrLocked) {
 			return nil, &LockedError{Dir: dir, PID: readPID(f)}
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
