@@ -3,7 +3,7 @@
 # make test-long   the long forms
 # make test-cluster  nodes, load balancers, queue and database, while parts of them stop
 # make fuzz        every decoder is fed with anything, FUZZTIME each
-# make check      make test, and gosec and govulncheck
+# make check      make test, gosec and govulncheck, and the gateway for Windows
 # make bench       the yardstick: gateway and cloud under load, beside a peer
 # make bench-cloud what a node of the cloud records, and what a gateway costs it
 # make build       bin/touchline, bin/touchline-cloud
@@ -16,7 +16,7 @@ FUZZTIME ?= 30s
 # What needs no C is vetted for macOS; of the rest no binary is claimed there.
 portable := . ./archive ./clock ./config ./credential ./identity ./installer ./payload ./preflight ./sensors ./simulator ./systemd ./wire
 
-.PHONY: build demo test test-long test-cluster fuzz check static security bench bench-cloud microbench clean
+.PHONY: build demo test test-long test-cluster fuzz check static security bench bench-cloud microbench windows clean
 
 build:
 	@.ci/setup build
@@ -54,7 +54,14 @@ fuzz:
 	@.ci/setup build
 	@$(GO) run ./internal/fuzzall -for $(FUZZTIME)
 
-check: test security
+check: test security windows
+
+# The gateway for Windows, with Debian's cross compiler: SQLite needs C.
+windows:
+	@.ci/setup windows
+	@mkdir -p bin
+	@GOOS=windows CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc $(GO) vet ./cmd/touchline
+	@GOOS=windows CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc $(GO) build -o bin/touchline.exe ./cmd/touchline
 
 # The tools are built the first time, which takes some minutes.
 security:
