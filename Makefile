@@ -7,6 +7,8 @@
 # make bench       the yardstick: gateway and cloud under load, beside a peer
 # make bench-cloud what a node of the cloud records, and what a gateway costs it
 # make build       bin/touchline, bin/touchline-cloud
+# make dist        packages for Debian and RPM systems, programs, SBOMs, SHA256SUMS
+# make release     make dist, checked, and what a signature of it would cover
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,7 +18,7 @@ FUZZTIME ?= 30s
 # What needs no C is vetted for macOS; of the rest no binary is claimed there.
 portable := . ./archive ./clock ./config ./credential ./identity ./installer ./payload ./preflight ./sensors ./simulator ./systemd ./wire
 
-.PHONY: build demo test test-long test-cluster fuzz check static security bench bench-cloud microbench windows clean
+.PHONY: build demo test test-long test-cluster fuzz check static security bench bench-cloud microbench windows dist release clean
 
 build:
 	@.ci/setup build
@@ -90,5 +92,13 @@ bench-cloud: build
 microbench:
 	@$(GO) test -run '^$$' -bench . -benchmem ./...
 
+dist:
+	@.ci/setup dist
+	@packages/build dist
+
+release:
+	@.ci/setup dist
+	@packages/release dist
+
 clean:
-	rm -rf bin
+	rm -rf bin dist

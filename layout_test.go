@@ -55,6 +55,7 @@ var mayImport = map[string][]string{
 	"touchline/internal/here":       {},
 	"touchline/internal/faultvfs":   {},
 	"touchline/internal/fuzzall":    {},
+	"touchline/internal/manual":     {},
 	"touchline/internal/netlab":     {},
 	"touchline/internal/otlptest":   {},
 	"touchline/internal/pgtest":     {},
