@@ -227,3 +227,15 @@ func TestInstall_WithoutSystemdSaysSo(t *testing.T) {
 		}
 	}
 }
+
+// The configuration of the package is what Install takes for its own: one that
+// nobody has edited gets the cloud's address, and dpkg asks nobody about it.
+func TestFirstConfig_IsThePackages(t *testing.T) {
+	text, err := os.ReadFile("../packages/touchline.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (Installer{}).FirstConfig(Options{}); string(text) != want {
+		t.Errorf("packages/touchline.toml is\n%s\nwant\n%s", text, want)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 
 	"github.com/kardianos/service"
 
@@ -24,6 +25,8 @@ func place() Place {
 // ErrNoSystemd says that this machine does not run systemd.
 var ErrNoSystemd = errors.New("this machine does not run systemd, the only service manager of Linux that this version installs to; run `touchline run --config FILE` under yours")
 
+var errPackage = errors.New("the gateway was installed as a package: remove it with `apt remove touchline` (apt purge: settings and buffer, too) or `dnf remove touchline`")
+
 // ready says whether this machine and user can install at all. Saying what
 // would be done needs no rights.
 func (i Installer) ready() error {
@@ -38,14 +41,19 @@ func (i Installer) ready() error {
 	return nil
 }
 
-func (i Installer) installed() (bool, error) { return exists(i.Place().Unit), nil }
+func (i Installer) installed() (bool, error) { return exists(i.Place().Unit) || i.packaged(), nil }
 
-// sysusers has systemd create the user as an image boots (sysusers.d(5)).
-const sysusers = "u touchline - \"touchline edge gateway\" /var/lib/touchline\n"
+// packageUnits are where packages have the unit: Debian's and RPM's.
+var packageUnits = []string{"/lib/systemd/system/touchline.service", "/usr/lib/systemd/system/touchline.service"}
+
+// packaged says whether the service of this machine is a package's.
+func (i Installer) packaged() bool {
+	return i.Root == "" && slices.ContainsFunc(packageUnits, exists)
+}
 
 func (i Installer) account(p Place) []step {
 	if i.Root != "" {
-		return []step{textFile{path: filepath.Join(i.Root, "/usr/lib/sysusers.d/touchline.conf"), text: sysusers, mode: 0o644}}
+		return []step{textFile{path: filepath.Join(i.Root, "/usr/lib/sysusers.d/touchline.conf"), text: systemd.GatewayUser, mode: 0o644}}
 	}
 	return []step{
 		act{what: "create user " + name, so: hasUser, enact: func() error {
@@ -97,7 +105,7 @@ func (i Installer) program(p Place) []step {
 
 // service puts the unit in place, byte for byte, and enables it.
 func (i Installer) service(p Place) []step {
-	if self, err := os.Executable(); err == nil && self == "/usr/bin/touchline" && exists("/lib/systemd/system/touchline.service") && i.Root == "" {
+	if self, err := os.Executable(); err == nil && self == "/usr/bin/touchline" && i.packaged() {
 		return []step{i.enabled()} // the package's unit
 	}
 	unit := unitFile{textFile{path: p.Unit, text: systemd.Gateway, mode: 0o644}, i}
@@ -138,6 +146,9 @@ func (u unitFile) do() error {
 func (i Installer) remove(p Place) []step {
 	if i.Root != "" {
 		return []step{gone{path: filepath.Join(i.Root, "/etc/systemd/system/multi-user.target.wants/touchline.service")}, gone{path: p.Unit}}
+	}
+	if i.packaged() && !exists(p.Unit) {
+		return []step{act{so: func() (bool, error) { return false, errPackage }}}
 	}
 	return []step{
 		act{what: "stop " + name, so: func() (bool, error) {

@@ -18,3 +18,9 @@ var Gateway string
 //
 //go:embed touchline-cloud.service
 var Cloud string
+
+// GatewayUser is touchline.conf of sysusers.d(5), by which systemd makes the
+// user: for a package as it is installed, for an image as it boots.
+//
+//go:embed touchline.sysusers
+var GatewayUser string
