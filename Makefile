@@ -2,6 +2,7 @@
 # make test        installs what the tests need, then runs them all
 # make test-long   the long forms
 # make test-cluster  nodes, load balancers, queue and database, while parts of them stop
+# make test-system  packages on a Debian with systemd: installed, killed, upgraded, purged
 # make fuzz        every decoder is fed with anything, FUZZTIME each
 # make check      make test, gosec and govulncheck, and the gateway for Windows
 # make bench       the yardstick: gateway and cloud under load, beside a peer
@@ -18,7 +19,7 @@ FUZZTIME ?= 30s
 # What needs no C is vetted for macOS; of the rest no binary is claimed there.
 portable := . ./archive ./clock ./config ./credential ./identity ./installer ./payload ./preflight ./sensors ./simulator ./systemd ./wire
 
-.PHONY: build demo test test-long test-cluster fuzz check static security bench bench-cloud microbench windows dist release clean
+.PHONY: build demo test test-long test-cluster test-system fuzz check static security bench bench-cloud microbench windows dist release clean
 
 build:
 	@.ci/setup build
@@ -49,6 +50,12 @@ test-long: static
 test-cluster:
 	@.ci/setup test
 	@TOUCHLINE_TEST_LONG=1 $(GO) test -v -count=1 -timeout 90m -run '^TestCluster_' ./e2e
+
+# A Debian in a container, as root: some ten minutes.
+test-system:
+	@.ci/setup system
+	@.ci/system
+	@TOUCHLINE_TEST_SYSTEM=$(CURDIR)/bin/system $(GO) test -v -count=1 -timeout 60m -run '^TestSystem_' ./e2e
 
 # Without fuzzing, make test runs the inputs that are committed. What is found
 # is written to testdata/fuzz.
