@@ -3,6 +3,7 @@
 # make test-long   the long forms
 # make test-cluster  nodes, load balancers, queue and database, while parts of them stop
 # make test-system  packages on a Debian with systemd: installed, killed, upgraded, purged
+# make test-arm    the programs for arm64 and armhf, in an emulator
 # make fuzz        every decoder is fed with anything, FUZZTIME each
 # make check      make test, gosec and govulncheck, and the gateway for Windows
 # make bench       the yardstick: gateway and cloud under load, beside a peer
@@ -19,7 +20,7 @@ FUZZTIME ?= 30s
 # What needs no C is vetted for macOS; of the rest no binary is claimed there.
 portable := . ./archive ./clock ./config ./credential ./identity ./installer ./payload ./preflight ./sensors ./simulator ./systemd ./wire
 
-.PHONY: build demo test test-long test-cluster test-system fuzz check static security bench bench-cloud microbench windows dist release clean
+.PHONY: build demo test test-long test-cluster test-system test-arm fuzz check static security bench bench-cloud microbench windows dist release clean
 
 build:
 	@.ci/setup build
@@ -56,6 +57,12 @@ test-system:
 	@.ci/setup system
 	@.ci/system
 	@TOUCHLINE_TEST_SYSTEM=$(CURDIR)/bin/system $(GO) test -v -count=1 -timeout 60m -run '^TestSystem_' ./e2e
+
+# The cross compilers take minutes the first time.
+test-arm:
+	@.ci/setup arm
+	@ARCHS="arm64 armhf" packages/build bin/arm
+	@TOUCHLINE_TEST_ARM=$(CURDIR)/bin/arm $(GO) test -v -count=1 -timeout 60m -run '^TestArm_' ./e2e
 
 # Without fuzzing, make test runs the inputs that are committed. What is found
 # is written to testdata/fuzz.

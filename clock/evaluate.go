@@ -31,8 +31,11 @@ func (w *Watch) evaluateLocked() {
 	w.anchor.Store(&anchor{at: now.at, uptime: now.uptime, clock: &next})
 	close(w.changed)
 	w.changed = make(chan struct{})
-	w.log.Info("clock", "state", next.State.String(), "source", string(source), "time", time.Unix(0, next.Offset+int64(uptime)).UTC(),
-		"was", now.clock.State.String(), "stepped", time.Duration(next.Offset-now.clock.Offset).Round(time.Millisecond))
+	facts := []any{"state", next.State.String(), "source", string(source), "time", time.Unix(0, next.Offset+int64(uptime)).UTC()}
+	if now.clock.Offset != 0 { // else there was no clock to be stepped
+		facts = append(facts, "was", now.clock.State.String(), "stepped", time.Duration(next.Offset-now.clock.Offset).Round(time.Millisecond))
+	}
+	w.log.Info("clock", facts...)
 }
 
 // follow moves the anchor where the monotonic clock did not count time that

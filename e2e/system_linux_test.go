@@ -108,9 +108,11 @@ func newBox(t *testing.T) *box {
 		// As its first process dies, the kernel ends what else is in it.
 		_ = exec.Command("kill", "-KILL", b.leader).Run()
 		b.machine.kill()
-		for _, dir := range []string{"payload", "supervisor", ""} {
-			_ = exec.Command("find", filepath.Join(b.cgroup, dir), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
-		}
+		waitFor(t, "the container to leave nothing behind", func() bool {
+			_ = exec.Command("find", b.cgroup, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").Run()
+			_, err := os.Stat(b.cgroup)
+			return os.IsNotExist(err)
+		})
 	})
 	b.boot()
 	return b
