@@ -6,6 +6,8 @@ import (
 	"context"
 	"io"
 	"os"
+
+	"touchline/systemd"
 )
 
 // Run runs a program that says when it is ready. systemd and launchd start the
@@ -16,4 +18,4 @@ func Run(ctx context.Context, program func(ctx context.Context, ready func()) er
 
 // LogOutput is where a service's log goes: systemd and launchd keep what it
 // writes to standard error.
-func LogOutput() io.Writer { return os.Stderr }
+func LogOutput() io.Writer { return systemd.Log(os.Stderr) }

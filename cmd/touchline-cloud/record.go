@@ -15,6 +15,7 @@ import (
 
 	"touchline/cloud"
 	"touchline/cloud/jetstream"
+	"touchline/systemd"
 )
 
 // openQueue opens the queue that the settings name, for the record store of that
@@ -56,7 +57,7 @@ func recordCommand(s *settings) *cobra.Command {
 			if c.Queue.NATS == "" || c.Queue.NATS == cloud.EmbeddedQueue {
 				return errors.New("queue.nats names no cluster: what is embedded in a node is recorded by that node")
 			}
-			logger := c.Log.Logger(os.Stderr)
+			logger := c.Log.Logger(systemd.Log(os.Stderr))
 			store, err := openStore(cmd.Context(), &c, logger)
 			if err != nil {
 				return err

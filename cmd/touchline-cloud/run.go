@@ -12,6 +12,7 @@ import (
 
 	"touchline/cloud"
 	"touchline/cloud/jetstream"
+	"touchline/systemd"
 )
 
 func runCommand(s *settings) *cobra.Command {
@@ -27,7 +28,7 @@ func runCommand(s *settings) *cobra.Command {
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(gcPercent)
 			}
-			logger := c.Log.Logger(os.Stderr)
+			logger := c.Log.Logger(systemd.Log(os.Stderr))
 			store, err := openStore(cmd.Context(), &c, logger)
 			if err != nil {
 				return err
