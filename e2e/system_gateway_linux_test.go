@@ -24,6 +24,13 @@ func TestSystem_ABoxIsLeftAlone(t *testing.T) {
 		c := b.publish(systemCrowd...)
 		c.more(t, 500)
 		b.statusReadsWell()
+		// Commands are about the gateway that is installed.
+		if out := b.do("touchline", "preflight"); !strings.Contains(out, fmt.Sprint(b.cloudPort)) {
+			t.Errorf("preflight looks elsewhere:\n%s", out)
+		}
+		if out := b.do("touchline", "buffer", "check"); !strings.Contains(out, "/var/lib/touchline") {
+			t.Errorf("buffer check looks elsewhere:\n%s", out)
+		}
 
 		for range 5 {
 			restarts, begin := b.property("NRestarts"), time.Now()
@@ -294,7 +301,7 @@ func TestSystem_TheCloudIsAService(t *testing.T) {
 		b.do("systemctl", "restart", "touchline-cloud")
 		b.cloudPort = must(strconv.Atoi(port))
 		b.waitReady("touchline-cloud", b.machine, b.cloudPort)
-		code := strings.Fields(b.do("touchline-cloud", "gateway", "claim", "--config", "/etc/touchline-cloud/touchline-cloud.toml", "--venue", "stadium"))[0]
+		code := strings.Fields(b.do("touchline-cloud", "gateway", "claim", "--venue", "stadium"))[0]
 		b.dpkgInstall("this", "touchline")
 		b.do("touchline", "install", "--claim", code, "--cloud", "ws://127.0.0.1:"+port)
 		b.settings("[sensors]\ndedupe_window = \"10m\"\n")

@@ -49,6 +49,17 @@ func (s *settings) load() (cloud.Config, error) {
 	return c, nil
 }
 
+// installedFile is where touchline-cloud.service has its settings.
+const installedFile = "/etc/touchline-cloud/touchline-cloud.toml"
+
+// installed has a command be about the node that is installed on this machine,
+// where nothing else was named. One that is run by hand is another.
+func (s *settings) installed(command string) {
+	if _, err := os.Stat(installedFile); err == nil && s.file == "" && s.data == "" && command != "run" && command != "record" {
+		s.file = installedFile
+	}
+}
+
 func command() *cobra.Command {
 	var s settings
 	root := &cobra.Command{
@@ -58,12 +69,15 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			s.installed(cmd.Name())
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return errors.New("name a command, such as `touchline-cloud run`")
 		},
 	}
-	root.PersistentFlags().StringVar(&s.file, "config", "", "settings that differ from the defaults, a TOML `FILE`")
+	root.PersistentFlags().StringVar(&s.file, "config", "", "settings that differ from the defaults, a TOML `FILE` (where a node is installed: its, but for run and record)")
 	root.PersistentFlags().StringVar(&s.data, "data", "", "folder of the record store where it is SQLite, a `DIR` (data)")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCommand(&s), recordCommand(&s), gatewayCommand(&s), keyCommand(&s), nodesCommand(&s), importCommand(&s), replaceCommand(&s), exportCommand(&s), checkCommand(&s), versionCommand())

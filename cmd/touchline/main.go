@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"touchline"
+	"touchline/installer"
 )
 
 func main() {
@@ -47,6 +48,15 @@ func (s *settings) load() (touchline.Config, error) {
 	return c, nil
 }
 
+// installed has a command be about the gateway that is installed on this
+// machine, where nothing else was named. One that is run by hand is another.
+func (s *settings) installed(command string) {
+	file := installer.Installer{}.Place().Config
+	if _, err := os.Stat(file); err == nil && s.file == "" && s.data == "" && command != "run" {
+		s.file = file
+	}
+}
+
 func command() *cobra.Command {
 	var s settings
 	root := &cobra.Command{
@@ -56,12 +66,15 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			s.installed(cmd.Name())
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return errors.New("name a command, such as `touchline run`")
 		},
 	}
-	root.PersistentFlags().StringVar(&s.file, "config", "", "settings that differ from the defaults, a TOML `FILE`")
+	root.PersistentFlags().StringVar(&s.file, "config", "", "settings that differ from the defaults, a TOML `FILE` (where a gateway is installed: its, but for run)")
 	root.PersistentFlags().StringVar(&s.data, "data", "", "folder of the buffer, a `DIR` (gateway.data)")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCommand(&s), checkCommand(&s), statusCommand(&s), bufferCommand(&s), keyCommand(&s), uplinkCommand(&s), sensorCommand(&s), enrollCommand(&s), preflightCommand(&s), simulateCommand(), versionCommand())
