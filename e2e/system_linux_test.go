@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,7 +26,7 @@ import (
 const (
 	// systemFiles names the folder that .ci/system made.
 	systemFiles = "TOUCHLINE_TEST_SYSTEM"
-	// systemInside says that this is the second side.
+	// systemInside says that this is the second side, and the number of the first.
 	systemInside = "TOUCHLINE_TEST_SYSTEM_INSIDE"
 )
 
@@ -42,13 +43,14 @@ func systemTest(t *testing.T, inside func(*testing.T)) {
 		t.Skip("only root may boot a container")
 	}
 	need(t, "systemd-nspawn", "nsenter", "unshare", "ip", "lintian")
-	// A container wants a hierarchy of cgroups that has no version 1 in it.
-	cmd := exec.Command("unshare", "--mount", "--net", "sh", "-ec", `
+	// A container wants a hierarchy of cgroups that has no version 1 in it. With
+	// processes of their own nothing of it outlives this one.
+	cmd := exec.Command("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", `
 		ip link set lo up
 		umount -R /sys/fs/cgroup
 		mount -t cgroup2 cgroup2 /sys/fs/cgroup
 		exec "$0" "$@"`, os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", "30m")
-	cmd.Env = append(os.Environ(), systemInside+"=1", "TOUCHLINE_TEST_PROGRAMS="+bin)
+	cmd.Env = append(os.Environ(), systemInside+"="+strconv.Itoa(os.Getpid()), "TOUCHLINE_TEST_PROGRAMS="+bin)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +90,7 @@ const (
 // newBox unpacks a Debian, and makes a cloud for it, which does not run yet.
 func newBox(t *testing.T) *box {
 	t.Helper()
-	b := &box{root: t.TempDir(), boots: newServiceManager(t), cgroup: fmt.Sprintf("/sys/fs/cgroup/touchline-test-%d", os.Getpid())}
+	b := &box{root: t.TempDir(), boots: newServiceManager(t), cgroup: "/sys/fs/cgroup/touchline-test-" + os.Getenv(systemInside)}
 	tool(t, "tar", "-C", b.root, "-xf", filepath.Join(os.Getenv(systemFiles), "debian.tar"))
 	conf := t.TempDir()
 	b.site = &site{
