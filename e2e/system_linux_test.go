@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -51,6 +52,10 @@ func systemTest(t *testing.T, inside func(*testing.T)) {
 		mount -t cgroup2 cgroup2 /sys/fs/cgroup
 		exec "$0" "$@"`, os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", "30m")
 	cmd.Env = append(os.Environ(), systemInside+"="+strconv.Itoa(os.Getpid()), "TOUCHLINE_TEST_PROGRAMS="+bin)
+	// The kernel sends it as the thread ends that began it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
