@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -72,7 +73,8 @@ func simulated(t *testing.T, cloud, gateway string) {
 		t.Fatalf("simulate: %s", simulate.log)
 	}
 	var result struct{ Samples, Unacknowledged, Skipped, Sensors int }
-	if err := json.Unmarshal([]byte(simulate.log.String()), &result); err != nil {
+	_, printed, _ := strings.Cut("\n"+simulate.log.String(), "\n{") // behind its log
+	if err := json.Unmarshal([]byte("{"+printed), &result); err != nil {
 		t.Fatalf("simulate said %q: %v", simulate.log, err)
 	}
 	s.drained()
