@@ -72,7 +72,7 @@ func (ps *pipes) serveFrames(w http.ResponseWriter, r *http.Request) {
 	}
 	if p == nil {
 		if number != 1 {
-			unknownSession(w)
+			ps.elsewhere(w)
 			return
 		}
 		ps.begin(w, r, key)
@@ -165,6 +165,18 @@ func (ps *pipes) body(w http.ResponseWriter, r *http.Request) (list []posted, ok
 	return list, true
 }
 
+// elsewhere answers a request of a session that is not here. A node that stops
+// lets none begin: a load balancer that leads by the session's id has it at the
+// next one, and goes there with a 503.
+func (ps *pipes) elsewhere(w http.ResponseWriter) {
+	if ps.in.roster.stopping() {
+		w.Header().Set("Retry-After", "1")
+		problem(w, http.StatusServiceUnavailable, errDraining.Error())
+		return
+	}
+	unknownSession(w)
+}
+
 func unknownSession(w http.ResponseWriter) {
 	problem(w, http.StatusConflict, "session unknown: it is over, or of another node; begin a new one")
 }
@@ -188,7 +200,7 @@ func (ps *pipes) serveControl(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if p == nil {
-		unknownSession(w)
+		ps.elsewhere(w)
 		return
 	}
 	wait = min(wait, maxPoll)

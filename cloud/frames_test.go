@@ -322,6 +322,34 @@ func TestFallback_HearsThatTheNodeStops(t *testing.T) {
 	n.end()
 }
 
+// TestFallback_ANodeThatStopsLeadsOn: where a load balancer chooses the node by
+// the session's id, one that began elsewhere meanwhile is looked for at this
+// node first.
+func TestFallback_ANodeThatStopsLeadsOn(t *testing.T) {
+	o := draining()
+	o.DrainDelay, o.Drain = 0, 24*time.Hour
+	n := start(t, o, newMemory("arena", "court"))
+	stays := newCourier(n, "arena")
+	stays.join()
+	moved := newCourier(n, "court")
+	if status, _ := moved.post(2, nil); status != http.StatusConflict {
+		t.Errorf("POST of an unknown session: %d, want 409", status)
+	}
+	n.stop()
+	eventually(t, "the node to stop", func() bool { status, _ := moved.post(2, nil); return status == http.StatusServiceUnavailable })
+	if status, _ := moved.post(1, moved.hello()); status != http.StatusServiceUnavailable {
+		t.Errorf("POST that begins one: %d, want 503", status)
+	}
+	if status, _, _ := moved.poll("0s"); status != http.StatusServiceUnavailable {
+		t.Errorf("poll of an unknown session: %d, want 503", status)
+	}
+	list := blocks(t, 2)
+	stays.send(frame(t, list...))
+	stays.stored(list...)
+	stays.send(envelope(nil, websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")))
+	n.end()
+}
+
 func TestFallback_RefusesWhatIsNotRight(t *testing.T) {
 	n := startHasty(t, newMemory("arena", "court"))
 	good := newCourier(n, "arena")

@@ -36,6 +36,7 @@ type failure struct {
 	told    bool          // the floor is this gateway's turn, given by Retry-After
 	spread  time.Duration // and a random time below this, where many are sent away at once
 	address *url.URL      // dial this next, once (goaway)
+	asked   bool          // the cloud asked us to come anew: it is well, and so are we
 
 	middlebox bool // the upgrade failed as something between us and the cloud makes it fail
 	stale     bool // the cloud wants a nonce, because of our clock
@@ -89,6 +90,7 @@ const (
 	restartSpread  = 5 * time.Second  // after 1012 that no goaway came before
 	takenLeast     = 10 * time.Second // doubles, so that two boxes with one identity each get their turn
 	maxTaken       = 4                // doublings: 160 s
+	askedLeast     = 5 * time.Second  // a session that is asked to come anew after less may be one of a loop
 	versionFloor   = 10 * time.Minute // a version that the cloud does not speak is changed by a person
 )
 
@@ -134,11 +136,16 @@ func (s *schedule) wait(dialed *url.URL, up time.Duration, f *failure) time.Dura
 		floor = max(floor, takenLeast<<min(s.taken, maxTaken))
 		s.taken++
 	}
-	d := floor + fullJitter(s.base, s.jitterCap(f, floor), s.attempt, s.random)
+	attempt := s.attempt
+	if f.asked && up >= askedLeast {
+		attempt = 0 // nodes that even out send one gateway more than once in a minute
+	} else {
+		s.attempt++
+	}
+	d := floor + fullJitter(s.base, s.jitterCap(f, floor), attempt, s.random)
 	if f.spread > 0 {
 		d += time.Duration(s.random(int64(f.spread)))
 	}
-	s.attempt++
 	return d
 }
 

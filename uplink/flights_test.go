@@ -167,3 +167,27 @@ func TestSchedule_WhoIsGivenATurnTakesIt(t *testing.T) {
 		}
 	}
 }
+
+// TestSchedule_WhoIsAskedToComeAnewHasNotFailed: nodes that even out, or stop,
+// keep nobody waiting for having moved before; a cloud that greets and sends
+// away, time and again, is not helped in that.
+func TestSchedule_WhoIsAskedToComeAnewHasNotFailed(t *testing.T) {
+	latest := func(m int64) int64 { return m - 1 }
+	for _, c := range []struct {
+		up          time.Duration
+		f           failure
+		want        time.Duration // at most
+		nextAttempt int
+	}{
+		{askedLeast, failure{asked: true}, time.Second, 3},
+		{askedLeast, failure{asked: true, floor: 4 * time.Second}, 5 * time.Second, 3},
+		{askedLeast - 1, failure{asked: true}, 8 * time.Second, 4},
+		{0, failure{asked: true}, 8 * time.Second, 4},
+		{askedLeast, failure{}, 8 * time.Second, 4},
+	} {
+		s := &schedule{urls: []*url.URL{{}}, base: time.Second, cap: time.Minute, stableAfter: time.Minute, random: latest, attempt: 3}
+		if got := s.wait(s.urls[0], c.up, &c.f); got != c.want-1 || s.attempt != c.nextAttempt {
+			t.Errorf("up for %v, %+v: waits below %v, then attempt %d; want %v, %d", c.up, c.f, got+1, s.attempt, c.want, c.nextAttempt)
+		}
+	}
+}

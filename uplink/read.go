@@ -192,6 +192,7 @@ func (s *session) takeGoaway(m *wire.Goaway) {
 		err:   fmt.Errorf("cloud said goaway: %s", clip(m.Reason)),
 		code:  websocket.CloseNormalClosure,
 		floor: time.Duration(max(m.ReconnectAfter, 0)) * time.Millisecond,
+		asked: true,
 	}
 	address, err := s.otherAddress(m.Address)
 	if err != nil {

@@ -143,7 +143,7 @@ func (s *session) end(err error) (time.Duration, error) {
 	f := asFailure(err)
 	if g := s.goaway; g != nil && f != g {
 		// The cloud, or the network, was faster than our polite end.
-		f.floor, f.address, f.leave = max(f.floor, g.floor), g.address, g.leave
+		f.floor, f.address, f.leave, f.asked = max(f.floor, g.floor), g.address, g.leave, g.asked
 	}
 	if s.welcome == nil {
 		return 0, f
