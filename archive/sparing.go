@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+
+	"touchline/internal/folder"
 )
 
 // Sparing writes to a file as long as its disk has room beyond a reserve.
@@ -32,7 +34,7 @@ func (s *Sparing) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if s.unchecked += len(p); !s.asked || s.unchecked >= spareStep {
-		free, err := freeBytes(s.dir)
+		free, err := folder.Free(s.dir)
 		if err != nil {
 			return 0, err
 		}

@@ -21,6 +21,7 @@ import (
 
 	"touchline"
 	"touchline/buffer/seen"
+	"touchline/internal/folder"
 	"touchline/wire"
 )
 
@@ -218,7 +219,7 @@ func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, erro
 	}
 	opts.Dir = dir
 	if opts.free == nil {
-		opts.free = freeBytes
+		opts.free = folder.Free
 	}
 	if opts.Uptime == nil {
 		opts.Uptime = func() time.Duration { return 0 }

@@ -1,11 +1,12 @@
 package preflight
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"time"
+
+	"touchline/internal/folder"
 )
 
 const (
@@ -40,10 +41,8 @@ func (r *Report) folder(o *Options) {
 			"put gateway.data on a local disk (ext4, xfs, btrfs, f2fs)")
 	}
 	r.syncSpeed(f)
-	free, err := freeBytes(o.Dir)
+	free, err := folder.Free(o.Dir)
 	switch {
-	case errors.Is(err, errUnknown):
-		r.add("space", Skip, err.Error(), "")
 	case err != nil:
 		r.fail("space", err, stop)
 	case free <= o.FreeReserve:
@@ -94,8 +93,6 @@ func size(n int64) string {
 	}
 	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
 }
-
-var errUnknown = errors.New("this system does not say")
 
 // built is before any clock that was set.
 var built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -30,15 +30,6 @@ func fileSystem(dir string) (name string, local bool) {
 	return fmt.Sprintf("a file system of type %#x", kind), true
 }
 
-// freeBytes returns what the gateway's user may still write.
-func freeBytes(dir string) (int64, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("ask for free space: %w", err)
-	}
-	return int64(min(st.Bavail, 1<<40)) * int64(st.Bsize), nil
-}
-
 // synchronised says what the kernel knows of the clock (adjtimex, TIME_ERROR).
 func synchronised() (bool, error) {
 	const timeError = 5

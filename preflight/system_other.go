@@ -2,10 +2,10 @@
 
 package preflight
 
+import "errors"
+
 func fileSystem(string) (name string, local bool) {
 	return "a file system that this system does not name", true
 }
 
-func freeBytes(string) (int64, error) { return 0, errUnknown }
-
-func synchronised() (bool, error) { return false, errUnknown }
+func synchronised() (bool, error) { return false, errors.New("this system does not say") }

@@ -37,3 +37,13 @@ func Give(f *os.File) error {
 	}
 	return nil
 }
+
+// Free returns how many bytes an ordinary user can still write to the file
+// system of dir.
+func Free(dir string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("ask for free space of %s: %w", dir, err)
+	}
+	return int64(min(st.Bavail, 1<<40)) * int64(st.Bsize), nil
+}
