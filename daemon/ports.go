@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -56,24 +57,26 @@ func (p *ports) open(o port) (*listener, error) {
 }
 
 // inherit returns the socket that was handed to us under the port's name, and
-// nil where there is none, or one of our own from before its setting changed. A
-// unit's socket is somebody's word about the address, as the setting is: where
-// the two differ it is an error, not a guess.
+// nil where there is none. A unit's socket is somebody's word about the address,
+// as the setting is: where the two differ it is an error, not a guess.
 func (p *ports) inherit(o port) (*net.TCPListener, error) {
+	var other net.Addr
 	for i := range p.held {
 		s := &p.held[i]
-		if s.Name != o.name && s.Name != keptName(o.name) || s.Listener == nil {
+		if s.Listener == nil {
 			continue
 		}
-		l, ok := s.Listener.(*net.TCPListener)
-		same := ok && sameAddress(o.address, l.Addr().(*net.TCPAddr))
-		switch {
-		case same:
+		if isOf(s, o) {
+			l := s.Listener.(*net.TCPListener)
 			s.Listener = nil // it is ours
 			return l, nil
-		case s.Name == o.name:
-			return nil, fmt.Errorf("the service manager's socket %q listens on %s: write the same into %s and ListenStream= of its unit", s.Name, s.Listener.Addr(), o.setting)
 		}
+		if s.Name == o.name {
+			other = s.Listener.Addr()
+		}
+	}
+	if other != nil {
+		return nil, fmt.Errorf("the service manager's socket %q listens on %s: write the same into %s and ListenStream= of its unit", o.name, other, o.setting)
 	}
 	return nil, nil
 }
@@ -87,30 +90,75 @@ func (p *ports) bind(o port) (*net.TCPListener, error) {
 	if !ok {
 		panic(fmt.Sprintf("BUG: listening on tcp made a %T", l))
 	}
-	if err := systemd.Keep(keptName(o.name), tcp); err != nil {
-		p.log.Warn("the service manager does not keep the socket: sensors are refused while the gateway restarts", "setting", o.setting, "error", err)
-	}
+	p.keep(keptName(o.name), tcp)
 	return tcp, nil
+}
+
+func (p *ports) keep(name string, l *net.TCPListener) {
+	if err := systemd.Keep(name, l); err != nil {
+		p.log.Warn("the service manager does not keep the socket: sensors are refused while the gateway restarts", "address", l.Addr(), "error", err)
+	}
 }
 
 // keptName is that of a socket that the gateway gave to the service manager,
 // and so knows to be its own.
 func keptName(name string) string { return "kept-" + name }
 
-// settle closes what was inherited and is not wanted any more: all that this
-// life listens on is open by now.
-func (p *ports) settle() {
+// releasePatience is how long the service manager may take to close sockets: it
+// is busy with a boot.
+const releasePatience = 10 * time.Second
+
+// release gives back what was inherited and is none of wanted. That comes before
+// anything is opened: an address of before keeps one beside it from being bound
+// (0.0.0.0:1883 and 127.0.0.1:1883), and what the service manager forgets are all
+// sockets of a name, the one of this life included.
+func (p *ports) release(wanted []port) {
+	var forgotten []string
 	for i := range p.held {
 		s := &p.held[i]
-		if s.Listener == nil {
-			continue
+		if slices.ContainsFunc(wanted, func(o port) bool { return isOf(s, o) || s.Name == o.name }) {
+			continue // a unit's that has another address is inherit's to refuse
 		}
 		p.log.Info("a socket of the service manager is not used: no setting has its name and address", "socket", s.Name, "address", s.Listener.Addr())
 		if err := errors.Join(s.Listener.Close(), systemd.Forget(s.Name)); err != nil {
 			p.log.Warn("a socket that is not used can't be given back", "socket", s.Name, "error", err)
 		}
 		s.Listener = nil
+		forgotten = append(forgotten, s.Name)
 	}
+	if len(forgotten) == 0 {
+		return
+	}
+	if err := systemd.Barrier(releasePatience); err != nil {
+		p.log.Warn("whether sockets that are not used are closed is not known", "sockets", forgotten, "error", err)
+	}
+	for i := range p.held { // one of the same name was forgotten with it
+		if s := &p.held[i]; s.Listener != nil && slices.Contains(forgotten, s.Name) {
+			if l, ok := s.Listener.(*net.TCPListener); ok {
+				p.keep(s.Name, l)
+			}
+		}
+	}
+}
+
+// close closes what was inherited and not taken, since opening failed: the
+// service manager has it still, for the next life.
+func (p *ports) close() {
+	for i := range p.held {
+		if s := &p.held[i]; s.Listener != nil {
+			_ = s.Listener.Close() // our copy: an error changes nothing
+			s.Listener = nil
+		}
+	}
+}
+
+// isOf says whether a socket is the one that a port wants.
+func isOf(s *systemd.Socket, o port) bool {
+	if s.Name != o.name && s.Name != keptName(o.name) {
+		return false
+	}
+	l, ok := s.Listener.(*net.TCPListener)
+	return ok && sameAddress(o.address, l.Addr().(*net.TCPAddr))
 }
 
 // sameAddress says whether a socket is what a setting asks for. Port 0 is any,
@@ -227,16 +275,15 @@ func (d *Daemon) openListeners(logger *slog.Logger) (err error) {
 		return fmt.Errorf("take sockets of the service manager: %w", err)
 	}
 	d.ports = ports{held: held, log: d.logger}
-	defer d.ports.settle()
+	defer d.ports.close()
 	most := s.MaxConnections + maxRequests
-	open := make(map[string]net.Listener, 4)
-	for _, o := range []port{
+	wanted := slices.DeleteFunc([]port{
 		{"mqtt", "sensors.mqtt.listen", s.MQTT.Listen, 0}, {"mqtts", "sensors.mqtt.tls_listen", s.MQTT.TLSListen, 0},
 		{"http", "sensors.http.listen", s.HTTP.Listen, most}, {"https", "sensors.http.tls_listen", s.HTTP.TLSListen, most},
-	} {
-		if o.address == "" {
-			continue
-		}
+	}, func(o port) bool { return o.address == "" })
+	d.ports.release(wanted)
+	open := make(map[string]net.Listener, len(wanted))
+	for _, o := range wanted {
 		l, err := d.ports.open(o)
 		if err != nil {
 			return err

@@ -76,13 +76,18 @@ func (m *serviceManager) listen() {
 			}
 		}
 		if slices.Contains(lines, "FDSTOREREMOVE=1") {
-			if i := slices.Index(m.names, name); i >= 0 {
+			for i := slices.Index(m.names, name); i >= 0; i = slices.Index(m.names, name) { // all of them, as systemd does
 				m.kept[i].Close()
 				m.names, m.kept = slices.Delete(m.names, i, i+1), slices.Delete(m.kept, i, i+1)
 			}
 		}
 		for _, fd := range fds {
-			m.names, m.kept = append(m.names, name), append(m.kept, os.NewFile(uintptr(fd), name))
+			f := os.NewFile(uintptr(fd), name)
+			if !slices.Contains(lines, "FDSTORE=1") { // that of BARRIER=1
+				f.Close()
+				continue
+			}
+			m.names, m.kept = append(m.names, name), append(m.kept, f)
 		}
 		m.mu.Unlock()
 	}
@@ -117,6 +122,13 @@ func (m *serviceManager) socket(name, address string) (at string) {
 	defer m.mu.Unlock()
 	m.names, m.kept = append(m.names, name), append(m.kept, f)
 	return l.Addr().String()
+}
+
+// holds returns the names of what is kept, in order.
+func (m *serviceManager) holds() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(slices.Values(m.names))
 }
 
 func (m *serviceManager) all() []string {
@@ -188,17 +200,26 @@ func TestService_NobodyIsRefusedWhileItRestarts(t *testing.T) {
 	}
 }
 
-// A port that the settings no longer name is closed, also at the service manager.
+// A port that the settings no longer name is closed, also at the service
+// manager, and the one in its place is kept from its first life on. What is in
+// the way of the new one goes before it: all interfaces have the port of one.
 func TestService_GivesBackASocketThatIsNotUsed(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "")
 	m := newServiceManager(t)
 	s.beginGateway = m.begin
 	s.startGateway()
-	s.gateway.terminate()
-	old, fresh := fmt.Sprintf("127.0.0.1:%d", s.mqtt), fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	editFile(t, s.gatewayConfig, old, fresh)
-	s.startGateway()
+	old, fresh, port := fmt.Sprintf("127.0.0.1:%d", s.mqtt), "0.0.0.0:%d", freePort(t)
+	move := func(from, to string) {
+		t.Helper()
+		s.gateway.terminate()
+		editFile(t, s.gatewayConfig, from, to)
+		s.startGateway()
+		waitFor(t, "the service manager to keep both", func() bool { return slices.Equal(m.holds(), []string{"kept-http", "kept-mqtt"}) })
+	}
+	editFile(t, s.gatewayConfig, "[sensors]\n", "[sensors]\ninsecure = true\n")
+	fresh = fmt.Sprintf(fresh, port)
+	move(old, fresh)
 	m.wait(0, "FDSTOREREMOVE=1")
 	waitFor(t, "the old port to be closed", func() bool {
 		conn, err := net.Dial("tcp", old)
@@ -207,11 +228,16 @@ func TestService_GivesBackASocketThatIsNotUsed(t *testing.T) {
 		}
 		return errors.Is(err, syscall.ECONNREFUSED)
 	})
-	conn, err := net.Dial("tcp", fresh)
-	if err != nil {
-		t.Fatal(err)
+	s.mqtt = port
+	move(fresh, fmt.Sprintf("127.0.0.1:%d", port))
+	s.gateway.kill()
+	for _, port := range []int{s.mqtt, s.http} {
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Fatalf("a sensor is refused while the gateway is away: %v", err)
+		}
+		conn.Close()
 	}
-	conn.Close()
 }
 
 // Sockets of units have the names of the listeners, and the address that the

@@ -5,9 +5,11 @@ package systemd
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 // Keep gives the service manager a copy of a listener's socket, which it hands
@@ -18,32 +20,55 @@ func Keep(name string, l *net.TCPListener) error {
 	if !Watched() {
 		return nil
 	}
-	fail := func(err error) error { return fmt.Errorf("keep socket %s at the service manager: %w", name, err) }
-	raw, err := l.SyscallConn()
-	if err != nil {
-		return fail(err)
-	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"})
-	if err != nil {
-		return fail(err)
-	}
-	manager, err := conn.SyscallConn()
-	if err != nil {
-		return fail(errors.Join(err, conn.Close()))
-	}
 	var sent error
-	message := []byte("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name)
-	// By Control, since File().Fd() would make the socket block for us, too; and
-	// by hand, since WriteMsgUnix wants no socket that is connected.
-	err = raw.Control(func(fd uintptr) {
-		err := manager.Write(func(to uintptr) bool {
-			sent = syscall.Sendmsg(int(to), message, syscall.UnixRights(int(fd)), nil, 0)
-			return !errors.Is(sent, syscall.EAGAIN)
-		})
-		sent = errors.Join(err, sent)
-	})
-	if err := errors.Join(err, sent, conn.Close()); err != nil {
+	raw, err := l.SyscallConn()
+	if err == nil { // by Control, since File().Fd() would make the socket block for us, too
+		err = raw.Control(func(fd uintptr) { sent = send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, int(fd)) })
+	}
+	if err := errors.Join(err, sent); err != nil {
+		return fmt.Errorf("keep socket %s at the service manager: %w", name, err)
+	}
+	return nil
+}
+
+// Barrier returns when the service manager has done what it was told before
+// (sd_notify_barrier(3)): it closes what it is given. An error says that it has
+// not within patience.
+func Barrier(patience time.Duration) error {
+	if !Watched() {
+		return nil
+	}
+	fail := func(err error) error { return fmt.Errorf("wait for the service manager: %w", err) }
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fail(err)
+	}
+	defer r.Close()
+	err = send("BARRIER=1", int(w.Fd()))
+	if err := errors.Join(err, w.Close(), r.SetReadDeadline(time.Now().Add(patience))); err != nil {
+		return fail(err)
+	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		return fail(err)
 	}
 	return nil
+}
+
+// send sends assignments with a file, by hand, since WriteMsgUnix wants no
+// socket that is connected.
+func send(assignments string, fd int) error {
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	manager, err := conn.SyscallConn()
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	var sent error
+	err = manager.Write(func(to uintptr) bool {
+		sent = syscall.Sendmsg(int(to), []byte(assignments), syscall.UnixRights(fd), nil, 0)
+		return !errors.Is(sent, syscall.EAGAIN)
+	})
+	return errors.Join(err, sent, conn.Close())
 }

@@ -38,5 +38,5 @@ func Sockets() ([]Socket, error) {
 	return sockets, nil
 }
 
-// Forget has the service manager close what Keep gave to it under a name.
+// Forget has the service manager close all that Keep gave to it under a name.
 func Forget(name string) error { return Notify("FDSTOREREMOVE=1", "FDNAME="+name) }
