@@ -60,6 +60,21 @@ func TestUnits_AreConfined(t *testing.T) {
 	}
 }
 
+// TestUnits_TheGatewayWaitsForNobody: what takes part in a start is what may hold
+// it up, for minutes (systemd-networkd-wait-online) or for ever
+// (systemd-time-wait-sync), where the venue's line is down as it boots.
+func TestUnits_TheGatewayWaitsForNobody(t *testing.T) {
+	for line := range strings.Lines(systemd.Gateway) {
+		key, units, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "After", "Wants", "Requires", "BindsTo", "Requisite":
+			if units != "network.target" {
+				t.Errorf("it waits for %s=%s", key, units)
+			}
+		}
+	}
+}
+
 // TestDropIns_AreUnderstood lays each over its unit.
 func TestDropIns_AreUnderstood(t *testing.T) {
 	names, err := filepath.Glob("drop-ins/*.conf")
