@@ -210,13 +210,7 @@ func relayOptions(c touchline.Config) relay.Options {
 	}
 }
 
-func (d *Daemon) newBroker(c touchline.Config, b touchline.BrokerConfig, logger *slog.Logger) (_ *sensors.Broker, err error) {
-	password := ""
-	if b.PasswordFile != "" {
-		if password, err = firstLine(b.PasswordFile); err != nil {
-			return nil, fmt.Errorf("password_file: %w", err)
-		}
-	}
+func (d *Daemon) newBroker(c touchline.Config, b touchline.BrokerConfig, password string, logger *slog.Logger) (*sensors.Broker, error) {
 	clientID := b.ClientID
 	if clientID == "" {
 		clientID = "touchline-" + c.Gateway.ID

@@ -10,6 +10,7 @@ import (
 
 	"touchline"
 	"touchline/relay"
+	"touchline/sensors"
 	"touchline/uplink"
 )
 
@@ -18,6 +19,7 @@ import (
 // the cloud know.
 type outbound struct {
 	config touchline.Config
+	proxy  string         // as it was read, with its password
 	uplink *uplink.Uplink // nil: this gateway just buffers
 	enrol  *enroller      // while it has no key, and a claim waits; nil: it does not
 	relay  *relay.Relay
@@ -26,8 +28,11 @@ type outbound struct {
 
 // newOutbound starts nothing, and acquires nothing.
 func (d *Daemon) newOutbound(c touchline.Config, logger *slog.Logger) (*outbound, error) {
-	o := &outbound{config: c}
-	var err error
+	n, err := network(&c.Uplink)
+	if err != nil {
+		return nil, err
+	}
+	o := &outbound{config: c, proxy: n.Proxy}
 	if o.enrol, err = d.newEnroller(c, logger); err != nil {
 		return nil, err
 	}
@@ -84,25 +89,33 @@ func (d *Daemon) uplinkTurns() (turns uint64, running bool) {
 
 // An inbound is the clients of the site's own brokers, replaced like outbound.
 // The brokers keep their sessions, so that nothing is missed meanwhile.
-type inbound []interface{ Run(context.Context) error }
+type inbound struct {
+	brokers   []*sensors.Broker
+	passwords []string // as they were read, one for each
+}
 
 func (in inbound) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, broker := range in {
+	for _, broker := range in.brokers {
 		group.Go(func() error { return broker.Run(ctx) })
 	}
 	group.Go(func() error { <-ctx.Done(); return nil }) // none is no end
 	return group.Wait()
 }
 
-func (d *Daemon) newInbound(c touchline.Config, logger *slog.Logger) (inbound, error) {
-	var in inbound
+func (d *Daemon) newInbound(c touchline.Config, logger *slog.Logger) (in inbound, err error) {
 	for i, b := range c.Sensors.Broker {
-		broker, err := d.newBroker(c, b, logger)
-		if err != nil {
-			return nil, fmt.Errorf("sensors.broker[%d] %s: %w", i, b.URL, err)
+		password := ""
+		if b.PasswordFile != "" {
+			if password, err = firstLine(b.PasswordFile); err != nil {
+				return inbound{}, fmt.Errorf("sensors.broker[%d] %s: password_file: %w", i, b.URL, err)
+			}
 		}
-		in = append(in, broker)
+		broker, err := d.newBroker(c, b, password, logger)
+		if err != nil {
+			return inbound{}, fmt.Errorf("sensors.broker[%d] %s: %w", i, b.URL, err)
+		}
+		in.brokers, in.passwords = append(in.brokers, broker), append(in.passwords, password)
 	}
 	return in, nil
 }

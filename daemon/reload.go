@@ -17,8 +17,14 @@ import (
 // end. What shapes listeners, limits and the buffer holds for a whole life of
 // the gateway: a restart takes a second, and no sensor is refused meanwhile.
 var reloadable = []string{
-	"sensors.allow_anonymous", "sensors.unknown", "sensors.acl", "sensors.broker", "buffer.import_keys", "uplink.", "log.level",
+	"sensors.allow_anonymous", "sensors.unknown", "sensors.acl", keyBroker, "buffer.import_keys", "uplink.", "log.level",
 }
+
+// Settings that name files with passwords.
+const (
+	keyBroker        = "sensors.broker"
+	keyProxyPassword = "uplink.proxy_password_file"
+)
 
 func isReloadable(key string) bool {
 	return slices.ContainsFunc(reloadable, func(r string) bool {
@@ -37,8 +43,10 @@ type ReloadStatus struct {
 
 // reloads is what Reload keeps.
 type reloads struct {
-	mu     sync.Mutex       // one at a time; covers what follows
+	one    sync.Mutex       // one at a time: it reads files, and a disk may take its time; covers config
 	config touchline.Config // what holds
+
+	mu     sync.Mutex // covers status, which the watchdog's loop asks for
 	status ReloadStatus
 }
 
@@ -63,31 +71,49 @@ func (d *Daemon) Reload(load func() (touchline.Config, error)) (touchline.Config
 
 func (d *Daemon) reload(load func() (touchline.Config, error)) (touchline.Config, error) {
 	r := &d.reloads
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.one.Lock()
+	defer r.one.Unlock()
 	wanted, err := load()
 	if err == nil {
 		err = Check(wanted)
 	}
+	var changed, restart []string
 	if err == nil {
-		err = d.apply(wanted)
+		changed, restart, err = d.apply(wanted)
 	}
+	r.note(changed, restart, err)
+	if err != nil {
+		d.logger.Error("settings are not reloaded: those of before hold", "error", err)
+		return r.config, err
+	}
+	d.logger.Info("settings are reloaded", "changed", changed)
+	if len(restart) > 0 {
+		d.logger.Warn("some settings differ and need a restart: `touchline restart`", "settings", restart)
+	}
+	return r.config, nil
+}
+
+// note keeps what became of a reload.
+func (r *reloads) note(changed, restart []string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.status.At = time.Now()
 	if err != nil {
 		r.status.Error = err.Error()
-		d.logger.Error("settings are not reloaded: those of before hold", "error", err)
+		return
 	}
-	return r.config, err
+	r.status.Count++
+	r.status.Error, r.status.Changed, r.status.Restart = "", changed, restart
 }
 
-// apply changes what can be changed. d.reloads.mu is held.
-func (d *Daemon) apply(wanted touchline.Config) error {
+// apply changes what can be changed, and returns what was, and what needs a
+// restart. d.reloads.one is held.
+func (d *Daemon) apply(wanted touchline.Config) (changed, restart []string, err error) {
 	r := &d.reloads
 	holds := r.config
 	holds.Uplink, holds.Buffer.ImportKeys, holds.Log.Level = wanted.Uplink, wanted.Buffer.ImportKeys, wanted.Log.Level
 	holds.Sensors.Broker, holds.Sensors.ACL = wanted.Sensors.Broker, wanted.Sensors.ACL
 	holds.Sensors.AllowAnonymous, holds.Sensors.Unknown = wanted.Sensors.AllowAnonymous, wanted.Sensors.Unknown
-	var changed, restart []string
 	for _, key := range config.Changed(r.config, wanted) {
 		if isReloadable(key) {
 			changed = append(changed, key)
@@ -95,45 +121,47 @@ func (d *Daemon) apply(wanted touchline.Config) error {
 			restart = append(restart, key)
 		}
 	}
-	has := func(prefix string) bool {
-		return slices.ContainsFunc(changed, func(key string) bool { return strings.HasPrefix(key, prefix) })
-	}
 	// The addresses stay those of now: what the file asks for beside them was
 	// checked with its own.
 	var problems []error
 	holds.Check(func(key, problem string) { problems = append(problems, fmt.Errorf("%s: %s", key, problem)) })
 	if len(problems) > 0 {
-		return fmt.Errorf("with the listeners as they are until a restart: %w", errors.Join(problems...))
+		return nil, nil, fmt.Errorf("with the listeners as they are until a restart: %w", errors.Join(problems...))
 	}
 	// All that may fail comes before anything is changed.
-	var in inbound
-	var out *outbound
-	var err error
 	rules, err := accessRules(holds)
-	if err == nil && has("sensors.broker") {
-		in, err = d.newInbound(holds, d.root)
-	}
-	if err == nil && (has("uplink.") || has("buffer.import_keys")) {
-		out, err = d.newOutbound(holds, d.root)
-	}
-	if err == nil && has("sensors.") {
-		err = d.access.Change(rules)
-	}
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	if has("sensors.broker") {
+	in, err := d.newInbound(holds, d.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := d.newOutbound(holds, d.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Passwords are not in the settings: the files that these name may have others.
+	if !slices.Contains(changed, keyBroker) && !slices.Equal(in.passwords, d.in.get().passwords) {
+		changed = append(changed, keyBroker)
+	}
+	if !slices.Contains(changed, keyProxyPassword) && out.proxy != d.out.get().proxy {
+		changed = append(changed, keyProxyPassword)
+	}
+	has := func(prefix string) bool {
+		return slices.ContainsFunc(changed, func(key string) bool { return strings.HasPrefix(key, prefix) })
+	}
+	if has("sensors.") {
+		if err := d.access.Change(rules); err != nil {
+			return nil, nil, err
+		}
+	}
+	if has(keyBroker) {
 		d.in.put(in)
 	}
-	if out != nil {
+	if has("uplink.") || has("buffer.import_keys") {
 		d.out.put(out)
 	}
 	r.config = holds
-	r.status.Count++
-	r.status.Error, r.status.Changed, r.status.Restart = "", changed, restart
-	d.logger.Info("settings are reloaded", "changed", changed)
-	if len(restart) > 0 {
-		d.logger.Warn("some settings differ and need a restart: `touchline restart`", "settings", restart)
-	}
-	return nil
+	return changed, restart, nil
 }
