@@ -82,7 +82,8 @@ type Watch struct {
 	source  Source
 	vouched time.Duration // since power-on, when somebody last vouched for the clock
 	kept    time.Duration // since power-on, when the latest time was written down
-	trouble string        // the last error of that
+
+	trouble string // the last error of that; of the goroutine of Run alone
 }
 
 // An anchor is what Now needs: the time since power-on at one moment of the

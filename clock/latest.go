@@ -45,14 +45,12 @@ func readLatest(file string) (int64, error) {
 // make the right time implausible later. A file that is lost costs little; one
 // that can't be written is said once.
 func (w *Watch) keepLatest(after time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	uptime := w.Uptime()
-	if w.vouched == 0 || w.source == SourceNone || w.kept != 0 && uptime-w.kept < after {
+	latest, due := w.latestDue(after)
+	if !due {
 		return
 	}
-	w.kept = uptime
-	err := writeFile(w.file, time.Unix(0, w.latest()).UTC().Format(time.RFC3339)+"\n")
+	// Without w.mu: nobody who asks for the time waits for a disk.
+	err := writeFile(w.file, time.Unix(0, latest).UTC().Format(time.RFC3339)+"\n")
 	text := ""
 	if err != nil {
 		text = err.Error()
@@ -61,6 +59,18 @@ func (w *Watch) keepLatest(after time.Duration) {
 		w.log.Warn("the latest time can't be written down: after the next start the clock may count as unset for longer", "error", err)
 	}
 	w.trouble = text
+}
+
+// latestDue returns what is to be written down, if it is time to.
+func (w *Watch) latestDue(after time.Duration) (latest int64, due bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	uptime := w.Uptime()
+	if w.vouched == 0 || w.source == SourceNone || w.kept != 0 && uptime-w.kept < after {
+		return 0, false
+	}
+	w.kept = uptime
+	return w.latest(), true
 }
 
 // writeFile puts text into the file, whole or not at all.
