@@ -16,10 +16,13 @@ type pulse struct {
 func (p *pulse) turn() { p.turns.Add(1) }
 
 // atDisk notes that the loop waits for the disk from now on; it returns what
-// notes that it is back.
+// notes that it is back, which is a turn: what it waited was not its own time.
 func (p *pulse) atDisk() (back func()) {
 	p.disk.Store(int64(max(time.Since(p.began), 1)))
-	return func() { p.disk.Store(0) }
+	return func() {
+		p.turn()
+		p.disk.Store(0)
+	}
 }
 
 // Pulse says how often the loop of Run has turned, and for how long the disk
