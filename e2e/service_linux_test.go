@@ -378,6 +378,41 @@ func TestService_ReloadsWithoutDroppingASensor(t *testing.T) {
 	}
 }
 
+// TestService_ReloadsInFlightLoseNothing changes the cloud's address, time and
+// again, while blocks are under way to it, and asks for more reloads than there
+// are changes: each sample is recorded once.
+func TestService_ReloadsInFlightLoseNothing(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "")
+	s.startGateway()
+	s.startCloud()
+	c := s.publish(everyDoor...)
+	short := fmt.Sprintf("ws://127.0.0.1:%d", s.cloudPort)
+	long, rounds := short+"/v1/uplink", 15
+	for range rounds {
+		editFile(t, s.gatewayConfig, short, long)
+		short, long = long, short
+		for range 5 {
+			if err := s.gateway.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+			c.more(t, 20)
+		}
+	}
+	waitFor(t, "a session by the last address", func() bool {
+		st := s.status()
+		return st.Uplink.State == "connected" && strings.TrimSuffix(st.Uplink.URL, "/") == short
+	})
+	c.finish(t)
+	s.drained()
+	count := s.reloaded().Count
+	if v := s.audit(c); !v.holds() {
+		t.Error(v)
+	} else {
+		t.Logf("MEASURED %d reloads, the cloud's address changed %d times; %s", count, rounds, v)
+	}
+}
+
 type reloadStatus struct {
 	Count            uint64
 	At, Error        string
