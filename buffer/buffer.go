@@ -50,8 +50,8 @@ type Options struct {
 	// as 0 where arrivals have no clocks.
 	Uptime func() time.Duration
 
-	// Working is called by Open while it salvages, for each 64 MiB or so, by
-	// its own goroutine; nil tells nobody.
+	// Working is called by Open while it salvages, for each block and page that
+	// it looks at, by its own goroutine; nil tells nobody.
 	Working func()
 
 	clock   func() time.Duration                // monotonic; nil is the system's. Tests move it.

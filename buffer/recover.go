@@ -85,6 +85,7 @@ func (r *recovery) open(ctx context.Context) (*store, contents, []asideFile, err
 		}
 	}
 	if took {
+		r.working() // counting all blocks reads a page of each
 		if state, err = st.load(ctx); err != nil {
 			return st, state, nil, err
 		}
@@ -102,12 +103,8 @@ func (r *recovery) open(ctx context.Context) (*store, contents, []asideFile, err
 func (r *recovery) takeIn(ctx context.Context, st *store, a *asideFile) (partly bool, err error) {
 	began := time.Now()
 	r.log.Info("taking blocks out of a file that was set aside", "file", a.path, "bytes", a.bytes())
-	working := r.opts.Working
-	if working == nil {
-		working = func() {}
-	}
-	working()
-	err = st.takeIn(ctx, a, working, func() (int64, error) { return r.room(st) })
+	r.working()
+	err = st.takeIn(ctx, a, r.working, func() (int64, error) { return r.room(st) })
 	if partly = errors.Is(err, errNoRoom); err != nil && !partly && !isFull(err) {
 		// The file can't be read now, or not be written into: the gateway
 		// must not fail for that, but for the end of ctx, and for what is
@@ -130,6 +127,13 @@ func (r *recovery) takeIn(ctx context.Context, st *store, a *asideFile) (partly 
 		"file", a.path, "blocks", a.report.Blocks, "samples", a.report.Samples, "samples_lost", a.report.Lost,
 		"problem", a.report.Problem, "took", time.Since(began).Round(time.Millisecond))
 	return false, nil
+}
+
+// working says that the opening goes on.
+func (r *recovery) working() {
+	if r.opts.Working != nil {
+		r.opts.Working()
+	}
 }
 
 // room is how many bytes may still be taken in: never so many that new samples

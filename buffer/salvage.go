@@ -48,7 +48,7 @@ type salvage struct {
 	src  *rawFile
 	from *asideFile
 	room func() (int64, error) // bytes that may still be taken in
-	work func()                // called when a step is done
+	work func()                // called for each block and page
 
 	there      epochs      // of the store
 	candidates []candidate // epochs of the file, by base

@@ -109,10 +109,10 @@ func (v *salvage) pace(reached func()) error {
 	if err := v.ctx.Err(); err != nil {
 		return err
 	}
+	v.work()
 	if v.pages++; v.blocks < salvageBlocks && v.bytes < salvageBytes && v.pages < salvagePages {
 		return nil
 	}
-	v.work()
 	reached()
 	taken := v.bytes
 	if err := v.save(); err != nil || taken == 0 {

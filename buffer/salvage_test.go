@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -92,6 +93,38 @@ func (img *image) damageBlock(t testing.TB, n int) touchline.Range {
 		t.Fatalf("there is no block %d", n)
 	}
 	return found
+}
+
+// A salvage that is cut short looks at what it took again, where it had met
+// damage: that may be gigabytes, and the service manager hears of each block.
+func TestOpen_SalvageShowsThatItWorks(t *testing.T) {
+	img := manyBlocks(t)
+	img.damageBlock(t, 100)
+	clear(img.db()[:64])
+	opts := img.writeTo(t, memoryFolder(t))
+	ctx, cut := context.WithCancel(t.Context())
+	defer cut()
+	signs := 0
+	opts.Working = func() {
+		if signs++; signs == 5*salvageBlocks/2 {
+			cut()
+		}
+	}
+	if b, err := Open(ctx, opts, slog.New(slog.DiscardHandler)); err == nil {
+		_ = b.Close()
+		t.Fatalf("the salvage of %d blocks ended after %d signs of work", 3*salvageBlocks, signs)
+	}
+	signs = math.MinInt32 // it is not cut again
+	b, err := Open(t.Context(), opts, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if signs -= math.MinInt32; signs < 3*salvageBlocks {
+		t.Errorf("%d signs of work for %d blocks", signs, 3*salvageBlocks)
+	}
 }
 
 // A salvage that finds too little space stops, and the next opening goes on. A
