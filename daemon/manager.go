@@ -184,11 +184,9 @@ func (d *Daemon) line() string {
 		parts = append(parts, "restart for "+strings.Join(s.Reload.Restart, ", "))
 	}
 	b := &s.Buffer
-	switch b.State {
-	case "error":
-		parts = append(parts, "DISK: "+b.LastError)
-	case "full":
-		parts = append(parts, "BUFFER FULL: sensors are refused")
+	_, stalled := d.buffer.Pulse()
+	if trouble := bufferTrouble(b, stalled); trouble != "" {
+		parts = append(parts, trouble)
 	}
 	connections := int64(0)
 	for _, t := range s.Sensors.Transports {
@@ -204,6 +202,24 @@ func (d *Daemon) line() string {
 	return strings.Join(parts, "; ")
 }
 
+// stallSaid is when a disk that does not answer is spoken of: a slow sync takes
+// no more than seconds.
+const stallSaid = 10 * time.Second
+
+// bufferTrouble is what keeps sensors from being acknowledged, "" where nothing
+// does. stalled is for how long the disk has not answered.
+func bufferTrouble(b *BufferStatus, stalled time.Duration) string {
+	switch {
+	case b.State == "error":
+		return "DISK: " + b.LastError
+	case stalled >= stallSaid:
+		return fmt.Sprintf("DISK: it has not answered for %s, and sensors wait for it", stalled.Round(time.Second))
+	case b.State == "full":
+		return "BUFFER FULL: sensors are refused"
+	}
+	return ""
+}
+
 func (d *Daemon) cloudLine(u *UplinkStatus) string {
 	switch u.State {
 	case uplinkOff:
@@ -212,6 +228,9 @@ func (d *Daemon) cloudLine(u *UplinkStatus) string {
 		return fmt.Sprintf("cloud connected, round trip %.0f ms", u.RTT*1e3)
 	case uplink.StoreChanged:
 		return "THE CLOUD HAS ANOTHER STORE: touchline uplink accept-store"
+	}
+	if u.LastError == "" {
+		return "cloud not connected yet"
 	}
 	return fmt.Sprintf("cloud not connected: %s", u.LastError)
 }

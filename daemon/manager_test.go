@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"touchline"
+	"touchline/uplink"
 )
 
 // TestLoop_WhichStallIsAHang goes through the clock by hand.
@@ -48,6 +49,31 @@ func TestLoop_WhichStallIsAHang(t *testing.T) {
 				t.Error("it hangs after it went on")
 			}
 		})
+	}
+}
+
+// TestLine_SaysWhatKeepsSensorsWaiting: what a person sees while nobody is
+// acknowledged says why.
+func TestLine_SaysWhatKeepsSensorsWaiting(t *testing.T) {
+	for _, tc := range []struct {
+		state   string
+		stalled time.Duration
+		want    string
+	}{
+		{"ok", 0, ""},
+		{"ok", time.Second, ""}, // a slow card
+		{"ok", 40 * time.Second, "DISK: it has not answered for 40s, and sensors wait for it"},
+		{"error", 0, "DISK: no such device"},
+		{"error", time.Minute, "DISK: no such device"},
+		{"full", 0, "BUFFER FULL: sensors are refused"},
+		{"full", time.Minute, "DISK: it has not answered for 1m0s, and sensors wait for it"},
+	} {
+		if got := bufferTrouble(&BufferStatus{State: tc.state, LastError: "no such device"}, tc.stalled); got != tc.want {
+			t.Errorf("%s, stalled for %s: %q, want %q", tc.state, tc.stalled, got, tc.want)
+		}
+	}
+	if got := (&Daemon{}).cloudLine(&UplinkStatus{State: uplink.Connecting}); got != "cloud not connected yet" {
+		t.Errorf("before the first try: %q", got)
 	}
 }
 
