@@ -18,8 +18,14 @@ const stopSpare = 30 * time.Second
 func notify(ctx context.Context, c cloud.Config) (done func()) {
 	_ = systemd.Notify(systemd.Ready, systemd.Status("Serving at %s", c.Listen)) // nobody listens: nobody waits
 	wait := time.Duration(c.Balancer.DrainDelay) + time.Duration(c.Balancer.Drain) + stopSpare
+	said := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(said)
 		_ = systemd.Notify(systemd.Stopping, systemd.Extend(wait), systemd.Status("Draining: sends its gateways to other nodes, for %s at the most", wait))
 	})
-	return func() { stop() }
+	return func() {
+		if !stop() {
+			<-said
+		}
+	}
 }
