@@ -453,3 +453,17 @@ func TestService_TheCloudIsWaitedFor(t *testing.T) {
 	m.wait(0, "STOPPING=1")
 	m.wait(0, "EXTEND_TIMEOUT_USEC=33000000")
 }
+
+// A unit of Type=notify may start a recorder, too: one that never said that it
+// is ready was ended after TimeoutStartSec=, again and again.
+func TestService_ARecorderIsReady(t *testing.T) {
+	t.Parallel()
+	queue, m := startNATS(t), newServiceManager(t)
+	file := filepath.Join(t.TempDir(), "recorder.toml")
+	writeFile(t, file, fmt.Sprintf("data = %q\n", t.TempDir())+queue.settings(4, true))
+	p := startBy(t, m.begin, "touchline-cloud", "record", "--config", file)
+	m.wait(0, "READY=1")
+	if status := p.terminate(); status != 0 {
+		t.Errorf("it ended with status %d", status)
+	}
+}

@@ -82,6 +82,7 @@ func recordCommand(s *settings) *cobra.Command {
 			}
 			recording := cloud.NewRecording(store, queue, cloud.RecordingOptions{QueueBytes: int(c.Queue.Bytes), Bus: bus}, logger).Trace(tracer)
 			logger.Info("touchline-cloud records what the queue holds")
+			_ = systemd.Notify(systemd.Ready, systemd.Status("Recording what the queue holds")) // nobody listens: nobody waits
 			group, ctx := errgroup.WithContext(cmd.Context())
 			if t, ok := store.(tender); ok {
 				group.Go(func() error { return t.Run(ctx) })
