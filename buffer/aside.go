@@ -21,7 +21,7 @@ import (
 //	buffer.db.damaged-20261122T203015Z        a damaged database
 //	buffer.db.damaged-20261122T203015Z-wal    its log, where SQLite looks for it
 //	buffer.db.damaged-20261122T203015Z.json   what became of its blocks
-//	buffer.db.foreign-…, buffer.db.newer-2-…  another program's, one of schema 2
+//	buffer.db.foreign-…, buffer.db.newer-9-…  another program's, one of schema 9
 //	buffer.db.taken-…                         was newer-…, and its blocks were taken in
 //	buffer.db.damaged-…Z.part                 a database on its way, whose log may not have moved yet
 //	buffer.db.suspect                         damage was found while running: set the database aside
@@ -55,6 +55,7 @@ type asideFile struct {
 // everything is there.
 type report struct {
 	Why     string    `json:"why"`
+	Needs   string    `json:"needs,omitempty"` // the version of touchline that takes a newer file back
 	When    time.Time `json:"when"`
 	State   string    `json:"state"` // salvaged, partly salvaged; "" where that has yet to be tried
 	Blocks  int64     `json:"blocks_salvaged"`
@@ -91,7 +92,7 @@ func (s asideSteps) rename(from, to string) error {
 // setAside moves the database at path and what belongs to it away.
 func setAside(path string, found finding, steps asideSteps) (asideFile, error) {
 	a := asideFile{kind: found.kind, version: found.version, at: time.Now().UTC().Truncate(time.Second)}
-	a.report = report{Why: found.why, When: a.at}
+	a.report = report{Why: found.why, Needs: found.needs, When: a.at}
 	for a.n = 1; ; a.n++ { // unique, whatever the clock says
 		a.path = path + "." + a.name()
 		if free, err := nameIsFree(a.path); err != nil {
@@ -244,6 +245,9 @@ func listAside(path string) ([]asideFile, error) {
 		if a.readReport() != nil {
 			a.report = report{When: a.at}
 		}
+		if a.unknown() && a.report.Needs == "" {
+			a.whoNeeds()
+		}
 		list = append(list, a)
 	}
 	slices.SortStableFunc(list, func(x, y asideFile) int {
@@ -255,9 +259,23 @@ func listAside(path string) ([]asideFile, error) {
 	return list, nil
 }
 
+// unknown says whether it is of a schema that this version can't read.
+func (a *asideFile) unknown() bool { return a.kind == newer && a.version > uint32(schemaVersion) }
+
+// whoNeeds asks a newer file itself, where no report says it.
+func (a *asideFile) whoNeeds() {
+	f, err := openRaw(a.path)
+	if err != nil {
+		return // it is no worse off than without
+	}
+	defer f.close()
+	by := newerSchema{a.version, f.needs(a.version)}
+	a.report.Needs, a.report.Why = by.needs, by.String()
+}
+
 // pending says whether there may be blocks that are not here yet.
 func (a *asideFile) pending() bool {
-	mine := a.kind == damaged || a.kind == newer && a.version <= uint32(schemaVersion)
+	mine := a.kind == damaged || a.kind == newer && !a.unknown()
 	return mine && a.report.State != stateSalvaged
 }
 

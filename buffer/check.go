@@ -33,6 +33,8 @@ type Report struct {
 	LostRecords int      `json:"lost_records"` // that the cloud has not confirmed
 	LostSamples uint64   `json:"lost_samples"`
 	Aside       []string `json:"set_aside"` // files that were
+	// Who takes those back that are of a newer schema: "touchline 0.7.0 or newer".
+	AsideReader map[string]string `json:"set_aside_reader,omitempty"`
 
 	Problems []string `json:"problems"`
 	More     int      `json:"more_problems"` // beyond those listed
@@ -76,7 +78,7 @@ func (b *Buffer) Check(ctx context.Context) (Report, error) {
 func (r *Reading) Check(ctx context.Context) (Report, error) {
 	report := Report{File: r.path}
 	if r.b == nil {
-		report.problem("%s: %s; the next start of the gateway sets it aside and saves what can be read", r.path, r.found.why)
+		report.problem("%s: %s; the next start of the gateway sets it aside%s", r.path, r.found.why, r.found.kind.fate())
 		return report, report.listAside(r.path)
 	}
 	return report, r.b.check(ctx, &report)
@@ -106,7 +108,14 @@ func (r *Report) listAside(path string) error {
 		return fmt.Errorf("check buffer: %w", err)
 	}
 	for i := range list {
-		r.Aside = append(r.Aside, filepath.Base(list[i].path))
+		name := filepath.Base(list[i].path)
+		r.Aside = append(r.Aside, name)
+		if list[i].unknown() {
+			if r.AsideReader == nil {
+				r.AsideReader = make(map[string]string)
+			}
+			r.AsideReader[name] = newerSchema{list[i].version, list[i].report.Needs}.reader()
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -89,7 +90,7 @@ func TestCheck_FindsWhatIsWrong(t *testing.T) {
 		"lost, ranges":   {"INSERT INTO lost VALUES (1, 5, zeroblob(16), '[[9,1]]', 'damage', 0, 0)", "the next start of the gateway sets it aside"},
 		"lost, cause":    {"INSERT INTO lost VALUES (1, 5, zeroblob(16), '[[1,9]]', 'weather', 0, 0)", "out of bounds"},
 		"epoch missing":  {"DELETE FROM epoch", "belongs to no epoch"},
-		"index": {"PRAGMA writable_schema = 1; UPDATE sqlite_schema SET rootpage = 3 WHERE name = 'sqlite_autoindex_epoch_1'; PRAGMA user_version = 2",
+		"index": {"PRAGMA writable_schema = 1; UPDATE sqlite_schema SET rootpage = 3 WHERE name = 'sqlite_autoindex_epoch_1'; PRAGMA user_version = " + fmt.Sprint(schemaVersion),
 			"buffer.db"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -47,10 +47,19 @@ const (
 	taken   kind = "taken"   // was newer, and its blocks are here now
 )
 
+// fate says what else becomes of a file as it is set aside.
+func (k kind) fate() string {
+	if k == damaged {
+		return " and saves what can be read"
+	}
+	return " untouched, and begins a new one"
+}
+
 // A finding is what inspect says of a file.
 type finding struct {
 	kind    kind
 	version uint32 // of the schema, of a newer file
+	needs   string // the version of touchline that reads it, of a newer file that says so
 	why     string
 }
 
@@ -177,8 +186,8 @@ func (f *rawFile) inspect() (finding, error) {
 	case hasOurTables(page): // so it is the head that is wrong
 		return finding{kind: damaged, why: fmt.Sprintf("its head has application id %#x and schema %d", id, version)}, nil
 	case id == applicationID && version > uint32(schemaVersion):
-		return finding{kind: newer, version: version,
-			why: fmt.Sprintf("a newer touchline wrote it (its schema is %d, this version knows %d)", version, schemaVersion)}, nil
+		by := newerSchema{version, f.needs(version)}
+		return finding{kind: newer, version: version, needs: by.needs, why: by.String()}, nil
 	default:
 		return finding{kind: foreign, why: "it is a SQLite database, but not a touchline buffer"}, nil
 	}

@@ -97,6 +97,9 @@ func (r *Reading) Close() error {
 // Export is Buffer.Export. A damaged file is refused: the next start of a
 // gateway salvages it.
 func (r *Reading) Export(ctx context.Context, all bool, take func([]wire.Block) error) ([]wire.Lost, error) {
+	if r.b == nil && r.found.kind == newer {
+		return nil, fmt.Errorf("export buffer: %s: %s", r.path, r.found.why)
+	}
 	if r.b == nil {
 		return nil, fmt.Errorf("export buffer: %s can't be used (%s): start the gateway, which saves what can be read, and export then", r.path, r.found.why)
 	}

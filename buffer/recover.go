@@ -63,6 +63,9 @@ func (r *recovery) openSound(ctx context.Context) (*store, contents, []asideFile
 // with an error is the caller's to close.
 func (r *recovery) open(ctx context.Context) (*store, contents, []asideFile, error) {
 	st, err := openStoreOn(ctx, r.opts.vfs, r.path)
+	if isFull(err) && r.giveBallast() {
+		st, err = openStoreOn(ctx, r.opts.vfs, r.path)
+	}
 	if err != nil {
 		return st, contents{}, nil, err
 	}
@@ -96,6 +99,19 @@ func (r *recovery) open(ctx context.Context) (*store, contents, []asideFile, err
 		state.lastKey += touchline.MaxSeq
 	}
 	return st, state, list, nil
+}
+
+// giveBallast makes room for the tables of a new schema on a disk that is
+// full: without them there is no gateway that could make room. It says whether
+// there was anything to give.
+func (r *recovery) giveBallast() bool {
+	l := findBallast(filepath.Join(r.opts.Dir, ballastName))
+	if l.there == 0 {
+		return false
+	}
+	err := l.give()
+	r.log.Warn("the disk is full: the ballast is given back, so that the database can be brought up to date", "file", l.path, "error", err)
+	return err == nil
 }
 
 // takeIn salvages the blocks of a file that was set aside, and says whether
@@ -168,7 +184,7 @@ func (r *recovery) setAside(found finding) error {
 	case foreign:
 		advice = "give it back to its owner: touchline does not touch it again"
 	case newer:
-		advice = "it is taken back when that version of touchline runs again"
+		advice = newerSchema{found.version, found.needs}.reader() + " takes it back as it starts"
 	}
 	r.log.Warn("database could not be used and was set aside, a new one is begun", "why", found.why, "file", a.path, "advice", advice)
 	return nil

@@ -12,8 +12,17 @@ import (
 // schemas are the steps from one version of the file's layout to the next: a
 // new file takes all of them, an older one those that it lacks. A step only
 // adds tables, so that an older file is a newer one's beginning, word for word
-// (see hasTables). All tables of a step must fit page 1 as text.
-var schemas = [...]string{schema1, schema2}
+// (see hasTables). All tables of a step must fit page 1 as text. A step that
+// was released is never changed, and leaves a file in testdata.
+var schemas = [...]schemaStep{
+	{"0.1.0", schema1},
+	{"0.1.0", schema2},
+	{"0.1.0", needsTable},
+}
+
+// A schemaStep says since which version of touchline there is such a layout:
+// what a person must run who wants to read it.
+type schemaStep struct{ since, script string }
 
 const (
 	schemaVersion = len(schemas)
@@ -71,7 +80,15 @@ INSERT INTO tally VALUES (1, 0, 0, 0, 0, 0);
 `
 
 // schemaOf returns all statements of a version.
-func schemaOf(version int) string { return strings.Join(schemas[:version], "") }
+func schemaOf(version int) string { return scripts(schemas[:version]) }
+
+func scripts(steps []schemaStep) string {
+	var b strings.Builder
+	for _, step := range steps {
+		b.WriteString(step.script)
+	}
+	return b.String()
+}
 
 // migrate makes the tables of a new file, or adds those that an older one
 // lacks, in one transaction. It makes sure that file and name survive a power
@@ -91,8 +108,8 @@ func (s *store) migrate(ctx context.Context) error {
 	if !made && (version != 0 || id != 0) { // inspect has seen another head than SQLite
 		return fmt.Errorf("%w: its schema is %d, its application id %#x", errDamaged, version, id)
 	}
-	script := fmt.Sprintf("BEGIN IMMEDIATE; %s PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
-		strings.Join(schemas[version:], ""), applicationID, schemaVersion)
+	script := fmt.Sprintf("BEGIN IMMEDIATE; %s %s PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
+		scripts(schemas[version:]), saveNeeds(), applicationID, schemaVersion)
 	if _, err := s.conn.ExecContext(ctx, script); err != nil {
 		_, _ = s.conn.ExecContext(context.Background(), "ROLLBACK") // fails where nothing was begun
 		return fmt.Errorf("make tables: %w", err)

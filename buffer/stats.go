@@ -63,6 +63,7 @@ type Aside struct {
 	Path    string
 	Kind    string // damaged, foreign, newer, or taken: was newer, and its blocks were taken in
 	Why     string // "" where its report is gone
+	Needs   string // the version of touchline that takes a newer one back, "" where that is not known
 	When    time.Time
 	Bytes   int64  // on the disk, with its log
 	State   string // salvaged, partly salvaged (the next opening goes on), or untouched
@@ -74,7 +75,7 @@ type Aside struct {
 
 func (a *asideFile) stats() Aside {
 	s := Aside{
-		Path: a.path, Kind: string(a.kind), Why: a.report.Why, When: a.at, Bytes: a.bytes(), State: a.report.State,
+		Path: a.path, Kind: string(a.kind), Why: a.report.Why, Needs: a.report.Needs, When: a.at, Bytes: a.bytes(), State: a.report.State,
 		Blocks: a.report.Blocks, Samples: a.report.Samples, Lost: a.report.Lost, Problem: a.report.Problem,
 	}
 	if s.State == "" {

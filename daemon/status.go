@@ -126,6 +126,7 @@ type AsideStatus struct {
 	Path    string    `json:"path"`
 	Kind    string    `json:"kind"` // "damaged", "foreign", "newer", "taken"
 	Why     string    `json:"why"`
+	Needs   string    `json:"needs,omitempty"` // the version of touchline that takes a newer one back
 	When    time.Time `json:"when"`
 	Bytes   int64     `json:"bytes"`
 	State   string    `json:"state"` // "salvaged", "partly salvaged", "untouched"

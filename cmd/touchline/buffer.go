@@ -112,6 +112,9 @@ func printReport(out io.Writer, r daemon.Report) {
 	}
 	fmt.Fprintf(out, "%d samples in %d blocks; %d records of %d lost samples wait for the cloud\n", r.Samples, r.Blocks, r.LostRecords, r.LostSamples)
 	for _, name := range r.Aside {
+		if reader := r.AsideReader[name]; reader != "" {
+			name += " (" + reader + " takes it back)"
+		}
 		fmt.Fprintf(out, "set aside: %s\n", name)
 	}
 	for _, p := range r.Problems {
