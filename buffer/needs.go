@@ -2,7 +2,6 @@ package buffer
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"touchline"
@@ -32,10 +31,6 @@ func saveNeeds() string {
 // 200 tables are 16 pages, and so are the rows of 3,000 schemas.
 const maxNeedsPages = 16
 
-// releasePattern is what a version of touchline looks like: all else in the
-// table, which may be damaged, is shown to nobody.
-var releasePattern = regexp.MustCompile(`^[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}(-[0-9A-Za-z.]{1,16})?$`)
-
 // needs returns the version of touchline that brought a schema, as the file
 // says it, or "" where it does not say it so that it can be read: the table is
 // missing, is another one, or is damaged.
@@ -49,7 +44,7 @@ func (f *rawFile) needs(schema uint32) (version string) {
 	})
 	f.rows(root, maxNeedsPages, func(c *cell) {
 		var row [2]column // NULL for schema, version
-		if n, _ := columns(c.record, row[:]); n == len(row) && c.key == int64(schema) && releasePattern.Match(row[1].bytes) {
+		if n, _ := columns(c.record, row[:]); n == len(row) && c.key == int64(schema) && touchline.IsRelease(string(row[1].bytes)) {
 			version = string(row[1].bytes)
 		}
 	})

@@ -29,7 +29,7 @@ func later(version string) []string {
 // a version that is still to come.
 func TestSchemas_SayWhichVersionReadsThem(t *testing.T) {
 	number := func(version string) (n int) {
-		if !releasePattern.MatchString(version) {
+		if !touchline.IsRelease(version) {
 			t.Fatalf("%q is no version", version)
 		}
 		version, _, _ = strings.Cut(version, "-")

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"touchline"
+	"touchline/cloud"
 	"touchline/cloud/recordertest"
 	"touchline/internal/pgtest"
 )
@@ -40,15 +41,31 @@ func TestOpen_NodesThatComeAtOnceMakeOneSchema(t *testing.T) {
 	}
 }
 
-func TestOpen_RefusesANewerSchema(t *testing.T) {
+// TestOpen_ANewerSchemaNamesTheVersionThatReadsIt, where the store says it, and
+// leaves the store alone.
+func TestOpen_ANewerSchemaNamesTheVersionThatReadsIt(t *testing.T) {
 	url := pgtest.Database(t)
 	if err := open(t, url).Close(); err != nil {
 		t.Fatal(err)
 	}
-	pgtest.Exec(t, url, `UPDATE touchline.meta SET value = '99' WHERE key = 'schema'`)
-	s, err := Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler))
-	if !errors.Is(err, errNewer) || !strings.Contains(err.Error(), "schema 99") {
-		t.Fatalf("Open = %v, %v: want a refusal that names schema 99", s, err)
+	for needs, want := range map[string]string{"7.12.3": "touchline-cloud 7.12.3 or newer reads", "": "a newer touchline-cloud reads", "a\nb": "a newer touchline-cloud reads"} {
+		pgtest.Exec(t, url, `UPDATE touchline.meta SET value = '99' WHERE key = 'schema'`)
+		pgtest.Exec(t, url, `UPDATE touchline.meta SET value = '`+needs+`' WHERE key = 'needs'`)
+		if needs == "" {
+			pgtest.Exec(t, url, `DELETE FROM touchline.meta WHERE key = 'needs'`)
+		}
+		s, err := Open(t.Context(), Options{URL: url}, slog.New(slog.DiscardHandler))
+		var newer *cloud.NewerStoreError
+		if !errors.As(err, &newer) || newer.Schema != 99 || newer.Known != len(migrations) || !strings.Contains(err.Error(), want) {
+			t.Errorf("Open = %v, %v: want a refusal with %q", s, err, want)
+		}
+		if needs == "" {
+			pgtest.Exec(t, url, `INSERT INTO touchline.meta VALUES ('needs', '')`)
+		}
+	}
+	pgtest.Exec(t, url, fmt.Sprintf(`UPDATE touchline.meta SET value = '%d' WHERE key = 'schema'`, len(migrations)))
+	if err := open(t, url).Close(); err != nil {
+		t.Errorf("the version that reads it: %v", err)
 	}
 }
 

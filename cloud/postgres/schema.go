@@ -4,12 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
+	"touchline/cloud"
 	"touchline/credential"
 )
 
@@ -23,7 +23,19 @@ const migrationLock = 0x746c6372
 
 // migrations bring the schema from version i to i+1. They are never changed
 // once released, only added to.
-var migrations = []string{schema1, schemaAccess, schemaUsed, schemaSession, schemaNode, schemaMasks + schemaRollups}
+var migrations = []migration{
+	{"0.1.0", schema1},
+	{"0.1.0", schemaAccess},
+	{"0.1.0", schemaUsed},
+	{"0.1.0", schemaSession},
+	{"0.1.0", schemaNode},
+	{"0.1.0", schemaMasks + schemaRollups},
+}
+
+// A migration says since which version of touchline-cloud there is its schema:
+// what a person must run who wants to read it. The store repeats it, for older
+// versions to tell.
+type migration struct{ since, script string }
 
 // Times are ns since the Unix epoch, days are the database server's in UTC.
 // block, place and what hangs on them have no foreign keys: a check for each
@@ -184,14 +196,12 @@ CREATE TABLE gateway_key (
 CREATE INDEX gateway_key_gateway ON gateway_key (gateway);
 `
 
-// errNewer is wrapped where a newer version wrote the schema.
-var errNewer = errors.New("run the newer touchline-cloud that wrote it")
-
 // migrate brings the schema up to date in one transaction, and returns the
 // store's id and era. Of two nodes that do it at once one waits for the other
 // and finds nothing to do.
 func (s *Store) migrate(ctx context.Context) error {
-	return s.change(ctx, func(tx pgx.Tx) error {
+	before := 0
+	err := s.change(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, migrationLock); err != nil {
 			return fmt.Errorf("wait for the schema: %w", err)
 		}
@@ -200,15 +210,23 @@ func (s *Store) migrate(ctx context.Context) error {
 			return fmt.Errorf("read schema version: %w", err)
 		}
 		if version > len(migrations) {
-			return fmt.Errorf("the database has schema %d and this version knows up to %d: %w", version, len(migrations), errNewer)
+			newer := &cloud.NewerStoreError{Schema: version, Known: len(migrations)}
+			_ = tx.QueryRow(ctx, `SELECT value FROM meta WHERE key = 'needs'`).Scan(&newer.Needs) // which need not be there
+			return newer
 		}
 		if version < len(migrations) {
 			if err := upgrade(ctx, tx, version); err != nil {
 				return err
 			}
+			before = version
 		}
 		return s.readIdentity(ctx, tx)
 	})
+	if err == nil && before > 0 {
+		s.logger.Info("the record store is brought up to date: older versions of touchline-cloud refuse it now",
+			"schema", len(migrations), "before", before, "needs", migrations[len(migrations)-1].since)
+	}
+	return err
 }
 
 // schemaVersion returns 0 where there is no schema.
@@ -244,12 +262,16 @@ func upgrade(ctx context.Context, tx pgx.Tx, version int) error {
 		}
 	}
 	for i, migration := range migrations[version:] {
-		if _, err := tx.Exec(ctx, migration); err != nil {
+		if _, err := tx.Exec(ctx, migration.script); err != nil {
 			return fmt.Errorf("migrate schema to version %d: %w", version+i+1, err)
 		}
 	}
 	if _, err := tx.Exec(ctx, `UPDATE meta SET value = $1 WHERE key = 'schema'`, strconv.Itoa(len(migrations))); err != nil {
 		return fmt.Errorf("write schema version: %w", err)
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO meta (key, value) VALUES ('needs', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value`,
+		migrations[len(migrations)-1].since); err != nil {
+		return fmt.Errorf("write which version reads it: %w", err)
 	}
 	return nil
 }

@@ -44,6 +44,10 @@ func TestOpen_MigratesAStoreThatKeptNoRows(t *testing.T) {
 	if version := pragmaOf(t, s, "user_version"); version != fmt.Sprint(len(whole)) {
 		t.Errorf("the store has schema %s after it was opened", version)
 	}
+	var needs string
+	if err := s.read.QueryRow(`SELECT value FROM meta WHERE key = 'needs'`).Scan(&needs); err != nil || needs != whole[len(whole)-1].since {
+		t.Errorf("it says that it needs %q (%v), want %s", needs, err, whole[len(whole)-1].since)
+	}
 	if err := s.RollupStart(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}

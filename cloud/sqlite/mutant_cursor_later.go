@@ -7,7 +7,7 @@ import "strings"
 // Without the fence behind the cursor the program would stand still at a
 // repeat instead of recording it twice.
 func init() {
-	migrations[0] = strings.Replace(migrations[0], "UNIQUE (cursor, first)", "CHECK (first > 0)", 1)
+	migrations[0].script = strings.Replace(migrations[0].script, "UNIQUE (cursor, first)", "CHECK (first > 0)", 1)
 }
 
 // later has the ranges of the last batch, by cursor.

@@ -103,10 +103,17 @@ func TestOpen_RefusesWhatItCannotRead(t *testing.T) {
 		{"newer schema", func(t *testing.T, dir, path string) {
 			s := open(t, dir)
 			defer s.Close()
-			if _, err := s.write.Exec(fmt.Sprintf(`PRAGMA user_version = %d`, len(migrations)+1)); err != nil {
+			if _, err := s.write.Exec(fmt.Sprintf(`UPDATE meta SET value = '7.12.3' WHERE key = 'needs'; PRAGMA user_version = %d`, len(migrations)+1)); err != nil {
 				t.Fatal(err)
 			}
-		}, "newer touchline-cloud"},
+		}, "touchline-cloud 7.12.3 or newer reads this record store: its schema is"},
+		{"newer schema that names no version", func(t *testing.T, dir, path string) {
+			s := open(t, dir)
+			defer s.Close()
+			if _, err := s.write.Exec(fmt.Sprintf(`DROP TABLE meta; PRAGMA user_version = %d`, len(migrations)+1)); err != nil {
+				t.Fatal(err)
+			}
+		}, "a newer touchline-cloud reads this record store"},
 		{"another program's database", func(t *testing.T, dir, path string) {
 			db, err := sql.Open("sqlite3", path)
 			if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"touchline/cloud"
 	"touchline/credential"
 )
 
@@ -17,7 +18,20 @@ const applicationID = 0x746c6372
 
 // migrations bring the schema from version i to i+1. They are never changed
 // once released, only added to.
-var migrations = []string{schema1, schemaKeys, schemaClocks, schemaAccess, schemaUsed, schemaNode, schemaMasks + schemaRollups}
+var migrations = []migration{
+	{"0.1.0", schema1},
+	{"0.1.0", schemaKeys},
+	{"0.1.0", schemaClocks},
+	{"0.1.0", schemaAccess},
+	{"0.1.0", schemaUsed},
+	{"0.1.0", schemaNode},
+	{"0.1.0", schemaMasks + schemaRollups},
+}
+
+// A migration says since which version of touchline-cloud there is its schema:
+// what a person must run who wants to read it. The store repeats it, for older
+// versions to tell.
+type migration struct{ since, script string }
 
 // Times are ns since the Unix epoch. Epochs are referred to by their cursor's
 // small id: 16 random bytes in every row and index entry would cost more than
@@ -181,13 +195,15 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 		return fmt.Errorf("read schema version: %w", err)
 	}
 	if version > len(migrations) {
-		return fmt.Errorf("the file has schema %d and this version knows up to %d: run the newer touchline-cloud that wrote it", version, len(migrations))
+		newer := &cloud.NewerStoreError{Schema: version, Known: len(migrations)}
+		_ = tx.QueryRowContext(ctx, `SELECT value FROM meta WHERE key = 'needs'`).Scan(&newer.Needs) // which need not be there
+		return newer
 	}
 	if version == len(migrations) {
 		return nil
 	}
 	for i, migration := range migrations[version:] {
-		if _, err := tx.ExecContext(ctx, migration); err != nil {
+		if _, err := tx.ExecContext(ctx, migration.script); err != nil {
 			return fmt.Errorf("migrate schema to version %d: %w", version+i+1, err)
 		}
 	}
@@ -205,11 +221,22 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 			return fmt.Errorf("write %s: %w", drawn.key, err)
 		}
 	}
+	needs := migrations[len(migrations)-1].since
+	if _, err := tx.ExecContext(ctx, `REPLACE INTO meta (key, value) VALUES ('needs', ?)`, needs); err != nil {
+		return fmt.Errorf("write which version reads it: %w", err)
+	}
 	pragmas := fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, len(migrations))
 	if _, err := tx.ExecContext(ctx, pragmas); err != nil {
 		return fmt.Errorf("write schema version: %w", err)
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	if version > 0 {
+		s.logger.Info("the record store is brought up to date: older versions of touchline-cloud refuse it now",
+			"file", s.path, "schema", len(migrations), "before", version, "needs", needs)
+	}
+	return nil
 }
 
 // rollback undoes tx unless it was committed; a failed rollback is added to
