@@ -63,6 +63,10 @@ type report struct {
 	Lost    int64     `json:"samples_lost"`      // that are known to be
 	Problem string    `json:"problem,omitempty"` // the first one met while salvaging
 
+	// Its blocks are from before all that was here as the salvage began: they
+	// came back with a newer version, after an older one had begun this file.
+	Before bool `json:"before,omitempty"`
+
 	// How far it went, for the next opening to go on from.
 	Key  int64  `json:"key,omitempty"`  // blocks up to here were looked at, in the order of their tree
 	Page uint32 `json:"page,omitempty"` // and then so many pages, wherever they belong

@@ -142,7 +142,7 @@ func BenchmarkRecall(b *testing.B) {
 		buffer = openBuffer(b, opts)
 		buffer.w.repeats = newRepeats(&opts)
 		b.StartTimer()
-		if err := buffer.recall(b.Context()); err != nil {
+		if err := buffer.recall(b.Context(), nil); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()

@@ -243,7 +243,7 @@ func Open(ctx context.Context, opts Options, logger *slog.Logger) (*Buffer, erro
 	b.lock, b.store = lock, st
 	b.start(state)
 	b.files, err = st.watch()
-	if err := errors.Join(err, b.recall(ctx), b.planSpace(ctx)); err != nil {
+	if err := errors.Join(err, b.recall(ctx, aside), b.planSpace(ctx)); err != nil {
 		return nil, fmt.Errorf("open buffer: %w", errors.Join(err, b.Close()))
 	}
 	for i := range aside {

@@ -127,9 +127,26 @@ func (c readConnector) Driver() driver.Driver {
 	}}
 }
 
-// openStoreToRead opens a file whose connections can't write. A store that
-// comes with an error is the caller's to close.
+// openStoreToRead opens a file of this version's schema whose connections can't
+// write. A store that comes with an error is the caller's to close.
 func openStoreToRead(ctx context.Context, path string) (*store, error) {
+	s, err := connectToRead(ctx, path)
+	if err != nil {
+		return s, err
+	}
+	var version uint32
+	if err := s.conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return s, fmt.Errorf("read schema version: %w", err)
+	}
+	if version != uint32(schemaVersion) {
+		return s, fmt.Errorf("%s has schema %d and this version reads %d: start the gateway once, which brings it up to date", path, version, schemaVersion)
+	}
+	return s, s.prepare(ctx)
+}
+
+// connectToRead opens connections that can't write, to a file of any schema. A
+// store that comes with an error is the caller's to close.
+func connectToRead(ctx context.Context, path string) (*store, error) {
 	s := &store{path: path, vfs: readVFS}
 	uri := (&url.URL{Scheme: "file", Path: path}).String() +
 		"?mode=ro&vfs=" + s.vfs + "&_locking_mode=EXCLUSIVE&_query_only=true&_busy_timeout=5000"
@@ -143,17 +160,8 @@ func openStoreToRead(ctx context.Context, path string) (*store, error) {
 	s.readDB = sql.OpenDB(readConnector(uri))
 	s.readDB.SetMaxOpenConns(maxReaders)
 	s.readDB.SetMaxIdleConns(maxReaders)
-	if s.conn, err = s.readDB.Conn(ctx); err != nil {
-		return s, err
-	}
-	var version uint32
-	if err := s.conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return s, fmt.Errorf("read schema version: %w", err)
-	}
-	if version != uint32(schemaVersion) {
-		return s, fmt.Errorf("%s has schema %d and this version reads %d: start the gateway once, which brings it up to date", path, version, schemaVersion)
-	}
-	return s, s.prepare(ctx)
+	s.conn, err = s.readDB.Conn(ctx)
+	return s, err
 }
 
 // closeToRead closes what openStoreToRead opened.

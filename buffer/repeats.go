@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 	"unsafe"
 
 	"touchline"
 	"touchline/buffer/seen"
-	"touchline/wire"
 )
 
 // arrivalTable has the keys of messages (see seen.Keys), a row for each commit
@@ -197,106 +195,4 @@ func (t *txn) saveKeys() error {
 	}
 	t.named = true
 	return nil
-}
-
-// recall takes from the file what was committed within the last window before
-// this opening: keys, and samples of the youngest blocks, as many as the window
-// has room for. What can't be read is not known: that is no ground for not
-// opening.
-func (b *Buffer) recall(ctx context.Context) error {
-	began := time.Now()
-	err := b.recallKeys(ctx)
-	var blocks []recentBlock
-	if err == nil && b.w.repeats.window != nil {
-		blocks, err = b.youngest(ctx)
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("read what was stored last: %w", ctx.Err())
-	}
-	if err != nil {
-		b.log.Warn("what was stored last can't be read: what is sent again is stored again", "error", err)
-	}
-	if b.w.repeats.window == nil {
-		return nil
-	}
-	w, decoder := b.w.repeats.window, wire.NewDecoder()
-	var samples []touchline.Sample
-	for i := range slices.Backward(blocks) {
-		decoded, err := decoder.Decode(samples[:0], blocks[i].Data)
-		if err != nil {
-			continue // it is for Next to find it damaged
-		}
-		samples = decoded
-		for j := range samples {
-			if !samples[j].Stamped {
-				w.Fresh(&samples[j])
-			}
-		}
-		w.Commit(blocks[i].committed)
-	}
-	b.countRepeats(nil)
-	b.log.Debug("what was stored last is known", "blocks", len(blocks), "samples", w.Len(), "keys", b.w.repeats.keys.Len(), "took", time.Since(began))
-	return nil
-}
-
-type recentBlock struct {
-	wire.Block
-	committed int64
-}
-
-// youngest returns the sound blocks of the last window, youngest first.
-func (b *Buffer) youngest(ctx context.Context) (blocks []recentBlock, err error) {
-	const leastBytes = 24 // of a sample in the window
-	room := int(b.opts.RepeatBytes / leastBytes)
-	rows, err := b.store.conn.QueryContext(ctx, "SELECT key, count, crc, data, committed FROM block ORDER BY key DESC")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	oldest := b.clock.now() - b.opts.RepeatWindow.Milliseconds()
-	for room > 0 && rows.Next() {
-		var key, committed int64
-		var count, crc any // whatever a damaged row has there
-		var r recentBlock
-		if err := rows.Scan(&key, &count, &crc, &r.Data, &committed); err != nil {
-			continue // it is for Next to find it damaged
-		}
-		if r.committed = runningOf(committed); r.committed < oldest {
-			break // keys ascend by age
-		}
-		i, first, known := b.known.of(key)
-		if !known {
-			continue
-		}
-		r.Epoch, r.First, r.Count, r.CRC = b.known.uuids[i], first, numberOf(count), numberOf(crc)
-		if r.Check() != nil {
-			continue
-		}
-		room -= int(r.Count)
-		blocks = append(blocks, r)
-	}
-	return blocks, rows.Err()
-}
-
-// recallKeys reads the table of keys. A row that can't be one is left out:
-// its messages, sent again, are stored again.
-func (b *Buffer) recallKeys(ctx context.Context) error {
-	rows, err := b.store.conn.QueryContext(ctx, "SELECT n, committed, keys FROM arrival ORDER BY n")
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	keys, now := b.w.repeats.keys, b.clock.now()
-	for rows.Next() {
-		var row seen.Row
-		var committed int64
-		err := rows.Scan(&row.N, &committed, &row.Data)
-		if err == nil {
-			err = keys.Load(row, committed, now)
-		}
-		if err != nil {
-			b.log.Warn("keys of messages left out", "error", err)
-		}
-	}
-	return rows.Err()
 }

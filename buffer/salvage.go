@@ -130,6 +130,9 @@ func (v *salvage) all() error {
 	}
 	roots := v.roots()
 	v.readEpochs(roots)
+	if v.from.kind == newer && v.report.State == "" {
+		v.report.Before = v.othersThere()
+	}
 	v.readTally(roots["tally"])
 	if err := v.readTree(roots["block"]); err != nil {
 		return err
@@ -259,6 +262,14 @@ func (v *salvage) sortCandidates() {
 	}
 }
 
+// othersThere says whether the store has epochs that are not of this file, as
+// one that was in use meanwhile does.
+func (v *salvage) othersThere() bool {
+	return slices.ContainsFunc(v.there.uuids, func(epoch touchline.Epoch) bool {
+		return !slices.ContainsFunc(v.candidates, func(c candidate) bool { return c.epoch == epoch })
+	})
+}
+
 // readTally takes over the running time, so that ages go on.
 func (v *salvage) readTally(root uint32) {
 	_ = v.walk(root, math.MinInt64, func(c *cell) error {
@@ -270,10 +281,12 @@ func (v *salvage) readTally(root uint32) {
 	})
 }
 
-// ran notes a running time, unless it is beyond belief (a century).
+// ran notes a running time, unless it is beyond belief (a century), or ended
+// before that of the store began: to go on from there would make all that is
+// in the store as old, and max_age would give it up.
 func (v *salvage) ran(ms int64) {
 	const century = 100 * 366 * 24 * 3600 * 1000
-	if ms < century {
+	if ms < century && !v.report.Before {
 		v.runningMS = max(v.runningMS, ms)
 	}
 }

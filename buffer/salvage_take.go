@@ -28,6 +28,9 @@ func (v *salvage) take(of *candidate, block *wire.Block, committed int64) error 
 	minTime, maxTime := timeSpan(v.samples) // what the row says of it has no CRC
 	v.ran(committed)
 	committed = min(max(committed, 0), v.runningMS)
+	if v.report.Before {
+		committed = 0 // as old as the store can say
+	}
 	if _, err := v.dst.insertBlock.ExecContext(v.ctx, key, int64(block.Count), minTime, maxTime, int64(block.CRC), committed, block.Data); err != nil {
 		return fmt.Errorf("take in block: %w", err)
 	}

@@ -2,6 +2,7 @@ package seen
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"touchline"
@@ -12,8 +13,9 @@ const (
 	// (touchline.Key.Long) after a day, both in running time, and the oldest
 	// before that where there are more: each takes some 130 bytes of memory,
 	// so both kinds together stay below 4.5 MiB.
-	maxKeys  = 16384
-	longSpan = 24 * time.Hour
+	maxKeys = 16384
+	// LongSpan is that day.
+	LongSpan = 24 * time.Hour
 
 	// savedKeyBytes is what a key takes in a row.
 	savedKeyBytes = 2 * len(touchline.Digest{})
@@ -78,7 +80,7 @@ type Row struct {
 func NewKeys(span time.Duration) *Keys {
 	k := new(Keys)
 	k.kinds[0] = keyring{span: span.Milliseconds(), first: 1}
-	k.kinds[1] = keyring{span: longSpan.Milliseconds(), first: firstLong}
+	k.kinds[1] = keyring{span: LongSpan.Milliseconds(), first: firstLong}
 	for i := range k.kinds {
 		r := &k.kinds[i]
 		r.byID, r.next, r.due = make(map[touchline.Digest]known), r.first, r.first-1
@@ -235,17 +237,45 @@ func (k *Keys) Load(saved Row, at, now int64) error {
 		r.due = saved.N
 		return nil
 	}
+	k.remember(r, saved, at, now)
+	return nil
+}
+
+// Recall takes a row from another file than that of Load and Unsaved, after the
+// rows of that: what both have named stays as it is there.
+func (k *Keys) Recall(saved Row, at, now int64) error {
+	r := k.ring(saved.N >= firstLong)
+	if len(saved.Data) == 0 || len(saved.Data)%savedKeyBytes != 0 || len(saved.Data) > maxKeys*2*savedKeyBytes {
+		return fmt.Errorf("row %d of keys has %d bytes", saved.N, len(saved.Data))
+	}
+	if r.span <= 0 || at < now-r.span {
+		return nil
+	}
+	saved.N = r.first - 1 // no row of the file: none is deleted when it is due
+	k.remember(r, saved, at, now)
+	return nil
+}
+
+func (k *Keys) remember(r *keyring, saved Row, at, now int64) {
 	ids := make([]touchline.Digest, 0, len(saved.Data)/savedKeyBytes)
-	for data := saved.Data; len(data) > 0; data = data[savedKeyBytes:] {
+	for data := saved.Data; len(data) > 0; {
 		var id, body touchline.Digest
 		copy(id[:], data)
 		copy(body[:], data[len(id):])
+		data = data[savedKeyBytes:]
+		if before, there := r.byID[id]; there && saved.N < r.first && before.row >= r.first {
+			continue
+		}
 		r.byID[id] = known{body: body, row: saved.N}
 		ids = append(ids, id)
 	}
-	r.rows = append(r.rows, row{n: saved.N, at: min(at, now), ids: ids})
+	// Oldest first: a row of another file belongs before those that are there.
+	i := len(r.rows)
+	for saved.N < r.first && i > 0 && r.rows[i-1].at > at {
+		i--
+	}
+	r.rows = slices.Insert(r.rows, i, row{n: saved.N, at: min(at, now), ids: ids})
 	if len(r.byID) > 2*maxKeys { // a row is at most one limit more
 		k.Advance(now)
 	}
-	return nil
 }
