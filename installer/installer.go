@@ -111,7 +111,7 @@ func (i Installer) Uninstall(purge bool) error {
 }
 
 // Start starts the service; one that runs goes on. It returns when the gateway
-// is ready, or with what kept it from being so.
+// is ready and has lived for some seconds, or with what kept it from that.
 func (i Installer) Start() error { return i.control("start", "started", service.Service.Start) }
 
 // Stop stops the service and waits until it has ended.
@@ -121,6 +121,11 @@ func (i Installer) Stop() error { return i.control("stop", "stopped", service.Se
 func (i Installer) Restart() error {
 	return i.control("restart", "restarted", service.Service.Restart)
 }
+
+// liveSeconds is for how long a gateway that said that it is ready is looked
+// at: one that dies of its first samples, or of what its buffer holds, does so
+// then.
+const liveSeconds = 5
 
 func (i Installer) control(what, done string, do func(service.Service) error) error {
 	if i.Root != "" {
@@ -138,7 +143,11 @@ func (i Installer) control(what, done string, do func(service.Service) error) er
 		i.say("would %s %s", what, name)
 		return nil
 	}
-	if err := i.ask(do); err != nil {
+	err := i.ask(do)
+	if err == nil && what != "stop" {
+		err = i.outlives()
+	}
+	if err != nil {
 		err = fmt.Errorf("%s service: %w (`touchline logs` shows why)", what, err)
 		if previous := i.Place().previous(); what != "stop" && exists(previous) {
 			err = fmt.Errorf("%w; to go back to the version before: `%s install --start`", err, previous)

@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/kardianos/service"
 
@@ -162,6 +163,24 @@ func (i Installer) remove(p Place) []step {
 
 func serviceConfig(Place) *service.Config {
 	return &service.Config{Name: name, Option: service.KeyValue{"SystemdScript": systemd.Gateway}}
+}
+
+// outlives returns an error where a gateway that is ready dies soon after.
+// systemd starts it again, so that it may look alive whenever one looks.
+func (i Installer) outlives() error {
+	show := func() (string, error) {
+		out, err := exec.Command("systemctl", "show", "--property", "ActiveState,MainPID", name+".service").Output()
+		return string(out), err
+	}
+	is, err := show()
+	for n := 1; err == nil && n <= liveSeconds; n++ {
+		time.Sleep(time.Second)
+		var now string
+		if now, err = show(); err == nil && now != is {
+			return fmt.Errorf("it started, and died within %d s", n)
+		}
+	}
+	return err
 }
 
 // Logs returns the command that shows what the service wrote, the newest last.
