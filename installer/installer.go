@@ -124,8 +124,12 @@ func (i Installer) Restart() error {
 
 // liveSeconds is for how long a gateway that said that it is ready is looked
 // at: one that dies of its first samples, or of what its buffer holds, does so
-// then.
-const liveSeconds = 5
+// then. One that died is looked at for moreSeconds from then on: it may do so
+// once, as it does when it has just been enrolled.
+const (
+	liveSeconds = 5
+	moreSeconds = 10
+)
 
 func (i Installer) control(what, done string, do func(service.Service) error) error {
 	if i.Root != "" {

@@ -3,7 +3,7 @@
 package installer
 
 import (
-	"fmt"
+	"errors"
 	"time"
 
 	"github.com/kardianos/service"
@@ -16,14 +16,17 @@ func (i Installer) outlives() error {
 	if err != nil {
 		return err
 	}
-	for n := 1; n <= liveSeconds; n++ {
+	is := service.StatusRunning
+	for n := 0; err == nil && n < liveSeconds; n++ {
 		time.Sleep(time.Second)
-		switch is, err := s.Status(); {
-		case err != nil:
-			return err
-		case is != service.StatusRunning:
-			return fmt.Errorf("it started, and died within %d s", n)
+		if is, err = s.Status(); err == nil && is != service.StatusRunning {
+			time.Sleep(moreSeconds * time.Second)
+			is, err = s.Status()
+			break
 		}
 	}
-	return nil
+	if err == nil && is != service.StatusRunning {
+		err = errors.New("it started, and died again and again")
+	}
+	return err
 }

@@ -8,6 +8,8 @@ import (
 	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kardianos/service"
@@ -165,22 +167,42 @@ func serviceConfig(Place) *service.Config {
 	return &service.Config{Name: name, Option: service.KeyValue{"SystemdScript": systemd.Gateway}}
 }
 
-// outlives returns an error where a gateway that is ready dies soon after.
-// systemd starts it again, so that it may look alive whenever one looks.
+// outlives returns an error where a gateway that is ready dies soon after, and
+// again. systemd starts it each time, so that it looks alive whenever one looks.
 func (i Installer) outlives() error {
-	show := func() (string, error) {
-		out, err := exec.Command("systemctl", "show", "--property", "ActiveState,MainPID", name+".service").Output()
-		return string(out), err
-	}
-	is, err := show()
-	for n := 1; err == nil && n <= liveSeconds; n++ {
+	before, active, err := i.restarts()
+	now, last := before, liveSeconds
+	for n := 1; err == nil && n <= last; n++ {
 		time.Sleep(time.Second)
-		var now string
-		if now, err = show(); err == nil && now != is {
-			return fmt.Errorf("it started, and died within %d s", n)
+		now, active, err = i.restarts()
+		if last == liveSeconds && (now != before || !active) {
+			last = n + moreSeconds
 		}
 	}
+	if err == nil && (!active || now > before+1) {
+		err = errors.New("it started, and died again and again")
+	}
 	return err
+}
+
+// restarts returns how often systemd started the service again since it was
+// told to start it, and whether it runs.
+func (i Installer) restarts() (n int, active bool, err error) {
+	out, err := exec.Command("systemctl", "show", "--property", "ActiveState,NRestarts", name+".service").Output()
+	if err != nil {
+		return 0, false, err
+	}
+	for line := range strings.Lines(string(out)) {
+		switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); key {
+		case "ActiveState":
+			active = value == "active"
+		case "NRestarts":
+			if n, err = strconv.Atoi(value); err != nil {
+				return 0, false, fmt.Errorf("ask systemd for restarts: %w", err)
+			}
+		}
+	}
+	return n, active, nil
 }
 
 // Logs returns the command that shows what the service wrote, the newest last.
