@@ -128,6 +128,8 @@ func FuzzInspect(f *testing.F) {
 	f.Add(img.db()[:100], img.log()[:logHeadBytes])
 	f.Add([]byte{}, img.log()[:logHeadBytes+frameBytes])
 	f.Add([]byte("SQLite format 3\x00"), []byte{0x37, 0x7f, 6, 0x82})
+	newer := sqlFile(f, img.db(), append(later("7.0.0"), "PRAGMA wal_checkpoint(TRUNCATE)")...)[""]
+	f.Add(newer[:12*pageBytes], []byte{})
 	path := filepath.Join(memoryFolder(f), databaseName)
 	f.Fuzz(func(t *testing.T, db, log []byte) {
 		for suffix, content := range map[string][]byte{"": db, "-wal": log} {
@@ -144,6 +146,11 @@ func FuzzInspect(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer raw.close()
+		for schema := range uint32(schemaVersion + 2) {
+			if needs := raw.needs(schema); needs != "" && !touchline.IsRelease(needs) {
+				t.Fatalf("schema %d needs %q", schema, needs)
+			}
+		}
 		v := salvage{src: raw, whole: true}
 		roots := v.roots()
 		v.readEpochs(roots)

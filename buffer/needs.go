@@ -52,18 +52,21 @@ func (f *rawFile) needs(schema uint32) (version string) {
 }
 
 // rows calls take for the rows of the table at root, as far as they can be read
-// and are on the first pages of its tree. It returns how many pages are left.
+// and are on the first pages of its tree: of a long one its beginning. It reads
+// as many pages at most, and returns how many are left.
 func (f *rawFile) rows(root uint32, pages int, take func(*cell)) int {
 	page := make([]byte, pageBytes)
 	if pages <= 0 || root == 0 || f.live().read(root, page) != nil {
 		return pages
 	}
 	pages--
-	_ = f.live().cells(root, page, func(c *cell) {
+	at := f.live()
+	at.local = true
+	_ = at.cells(root, page, func(c *cell) {
 		switch {
 		case c.left != 0:
 			pages = f.rows(c.left, pages, take)
-		case c.err == nil:
+		case c.record != nil:
 			take(c)
 		}
 	})

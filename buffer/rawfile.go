@@ -80,9 +80,10 @@ func (f *rawFile) close() error {
 type view struct {
 	f      *rawFile
 	frames int
+	local  bool // of a record only what is on the page of its tree
 }
 
-func (f *rawFile) live() view { return view{f, f.log.inForce} }
+func (f *rawFile) live() view { return view{f: f, frames: f.log.inForce} }
 
 // read fills page with page number n, with zeros where a file ends early.
 func (v view) read(n uint32, page []byte) error {
@@ -229,6 +230,9 @@ func (v view) payload(kind byte, size uint64, data []byte) ([]byte, error) {
 	}
 	if len(data) < local+4 {
 		return nil, errCutOff
+	}
+	if v.local {
+		return data[:local], errCutOff
 	}
 	record := append(make([]byte, 0, size), data[:local]...)
 	next := binary.BigEndian.Uint32(data[local:])

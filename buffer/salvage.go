@@ -335,7 +335,7 @@ func (v *salvage) readEverywhere() error {
 			// log, then what is in force, then the database's.
 			for _, frame := range slices.Backward(v.src.log.byPage[n]) {
 				if v.src.log.readFrame(int(frame), page) == nil {
-					if err := take(view{v.src, v.src.log.end(int(frame))}, n); err != nil {
+					if err := take(view{f: v.src, frames: v.src.log.end(int(frame))}, n); err != nil {
 						return err
 					}
 				}
@@ -344,7 +344,7 @@ func (v *salvage) readEverywhere() error {
 				continue
 			}
 			for _, frames := range []int{v.src.log.inForce, 0} {
-				if err := take(view{v.src, frames}, n); err != nil {
+				if err := take(view{f: v.src, frames: frames}, n); err != nil {
 					return err
 				}
 			}

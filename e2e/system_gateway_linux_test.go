@@ -292,15 +292,7 @@ func TestSystem_FullDiskRefusesAndGoesOn(t *testing.T) {
 func TestSystem_TheCloudIsAService(t *testing.T) {
 	systemTest(t, func(t *testing.T) {
 		b := newBox(t)
-		b.dpkgInstall("this", "touchline-cloud")
-		port := strconv.Itoa(freePort(t))
-		name := filepath.Join(b.root, "etc/touchline-cloud/touchline-cloud.toml")
-		if err := os.WriteFile(name, append(must(os.ReadFile(name)), fmt.Sprintf("listen = \"127.0.0.1:%s\"\n", port)...), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		b.do("systemctl", "restart", "touchline-cloud")
-		b.cloudPort = must(strconv.Atoi(port))
-		b.waitReady("touchline-cloud", b.machine, b.cloudPort)
+		port := strconv.Itoa(b.packagedCloud())
 		code := strings.Fields(b.do("touchline-cloud", "gateway", "claim", "--venue", "stadium"))[0]
 		b.dpkgInstall("this", "touchline")
 		b.do("touchline", "install", "--claim", code, "--cloud", "ws://127.0.0.1:"+port)
