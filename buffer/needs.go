@@ -39,7 +39,7 @@ func (f *rawFile) needs(schema uint32) (version string) {
 	f.rows(1, maxNeedsPages, func(c *cell) {
 		var row [4]column // type, name, table, root
 		if n, _ := columns(c.record, row[:]); n == len(row) && string(row[0].bytes) == "table" && string(row[1].bytes) == "needs" {
-			root = uint32(row[3].number) // #nosec G115 -- a page that is not there is no row
+			root = uint32(row[3].number) // a page that is not there has no rows
 		}
 	})
 	f.rows(root, maxNeedsPages, func(c *cell) {
