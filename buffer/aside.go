@@ -109,7 +109,7 @@ func setAside(path string, found finding, steps asideSteps) (asideFile, error) {
 	err := steps.rename(path, part)
 	if errors.Is(err, os.ErrNotExist) { // only its log is there
 		var f *os.File
-		if f, err = os.OpenFile(part, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+		if f, err = folder.OpenFile(part, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
 			err = errors.Join(f.Close(), folder.Sync(filepath.Dir(part)))
 		}
 	}
@@ -315,7 +315,7 @@ func (a *asideFile) writeReport() error {
 func writeDurably(path string, content []byte) error {
 	// The name begins with a dot, so that nobody takes it for what it will be.
 	draft := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
-	f, err := os.OpenFile(draft, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := folder.OpenFile(draft, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+
+	"touchline/internal/folder"
 )
 
 const ballastName = "buffer.ballast"
@@ -51,7 +53,7 @@ func (l *ballast) missing() int64 {
 
 // give empties the file, and waits until the file system has the space.
 func (l *ballast) give() error {
-	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_TRUNC, 0o600)
+	f, err := folder.OpenFile(l.path, os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("give back ballast: %w", err)
 	}
@@ -64,7 +66,7 @@ func (l *ballast) give() error {
 
 // make takes the space. What it can't take as a whole it leaves.
 func (l *ballast) make() error {
-	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := folder.OpenFile(l.path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("make ballast: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"touchline/internal/filelock"
+	"touchline/internal/folder"
 )
 
 const lockName = "buffer.lock"
@@ -24,7 +25,7 @@ func lockFolder(dir string) (*os.File, error) {
 	if err := makeFolder(dir); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := folder.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}
@@ -61,9 +62,9 @@ func readPID(f *os.File) int {
 // the lock.
 func lockToRead(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
-	f, err := os.Open(path)
+	f, err := folder.OpenFile(path, os.O_RDONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
+		f, err = folder.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
 		if errors.Is(err, syscall.EROFS) {
 			return nil, nil
 		}

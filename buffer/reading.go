@@ -38,6 +38,12 @@ func OpenToRead(ctx context.Context, dir string) (*Reading, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("read buffer: %w", err)
 	}
+	// No lock is left where there is nothing to lock.
+	if _, err := os.Stat(r.path); errors.Is(err, os.ErrNotExist) {
+		if _, none := os.Stat(r.path + "-wal"); none != nil {
+			return nil, fmt.Errorf("read buffer: %w", err)
+		}
+	}
 	if r.lock, err = lockToRead(dir); err != nil {
 		return nil, fmt.Errorf("read buffer: %w", err)
 	}

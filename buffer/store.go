@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"touchline"
+	"touchline/internal/folder"
 )
 
 const databaseName = "buffer.db"
@@ -61,7 +62,7 @@ func openStore(ctx context.Context, path string) (*store, error) {
 func openStoreOn(ctx context.Context, vfs, path string) (_ *store, err error) {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		// Made here, not by SQLite, so that nobody else may read it.
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := folder.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("make database: %w", err)
 		}

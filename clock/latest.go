@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"touchline"
+	"touchline/internal/folder"
 )
 
 func fileIn(dir string) string { return filepath.Join(dir, "latest-time") }
@@ -76,7 +77,7 @@ func (w *Watch) latestDue(after time.Duration) (latest int64, due bool) {
 // writeFile puts text into the file, whole or not at all.
 func writeFile(file, text string) (err error) {
 	part := file + ".part"
-	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := folder.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("write latest time: %w", err)
 	}

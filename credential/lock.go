@@ -20,12 +20,9 @@ const (
 // lockFile takes a lock between processes, which ends with unlock or with the
 // process. The file itself can't be locked: it is replaced by each change.
 func lockFile(name string) (unlock func(), err error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := folder.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
-	}
-	if err := folder.Give(f); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
 	}
 	for end := time.Now().Add(lockPatience); ; {
 		err := filelock.Try(f)

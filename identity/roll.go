@@ -37,14 +37,12 @@ var ErrRolling = errors.New("another process is rolling the gateway's key: wait 
 // this process ends, and removes what one left that was killed as it wrote. It
 // does not wait: its error is ErrRolling where another one has the lock.
 func Lock(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := folder.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock gateway key: %w", err)
 	}
-	if err = folder.Give(f); err == nil {
-		if err = filelock.Try(f); errors.Is(err, filelock.ErrLocked) {
-			err = ErrRolling
-		}
+	if err = filelock.Try(f); errors.Is(err, filelock.ErrLocked) {
+		err = ErrRolling
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock gateway key: %w", err), f.Close())

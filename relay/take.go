@@ -82,7 +82,7 @@ func makeFolder(dir string) error {
 	if err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
+	d, err := folder.OpenFile(dir, os.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}

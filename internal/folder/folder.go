@@ -52,6 +52,28 @@ func place(file string, data []byte, mode fs.FileMode, put func(part, file strin
 	return Sync(filepath.Dir(file))
 }
 
+// OpenFile is os.OpenFile for a file that is opened time and again, such as one
+// to lock. A root's command works in a folder where its owner, a service that
+// the network talks to, can put what it likes: no link is followed out of the
+// folder, or root would open, and give away, whatever the owner had pointed at.
+func OpenFile(file string, flag int, mode fs.FileMode) (_ *os.File, err error) {
+	root, err := os.OpenRoot(filepath.Dir(file))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.OpenFile(filepath.Base(file), flag, mode)
+	if err != nil {
+		return nil, err
+	}
+	if flag&os.O_CREATE != 0 {
+		if err := Give(f); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return f, nil
+}
+
 // Tidy removes what a process left of a file that was killed as it wrote it.
 // The caller keeps others from writing it meanwhile.
 func Tidy(file string) error {

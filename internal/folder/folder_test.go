@@ -81,3 +81,63 @@ func TestReplace_GivesRootsFileToTheFoldersOwner(t *testing.T) {
 		t.Errorf("it belongs to %d:%d", s.Uid, s.Gid)
 	}
 }
+
+// TestOpenFile_LeadsRootNowhereElse: who has the folder is a service that the
+// network talks to, and must not have root give it what is root's.
+func TestOpenFile_LeadsRootNowhereElse(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not root: folders can't be given to anybody else")
+	}
+	dir, others := t.TempDir(), t.TempDir()
+	if err := os.Chown(dir, 12345, 12346); err != nil {
+		t.Fatal(err)
+	}
+	shadow := filepath.Join(others, "shadow")
+	if err := os.WriteFile(shadow, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, lay := range map[string]func(file string) error{
+		"a link":              func(file string) error { return os.Symlink(shadow, file) },
+		"a relative link":     func(file string) error { return os.Symlink("../"+filepath.Base(others)+"/shadow", file) },
+		"a link to nothing":   func(file string) error { return os.Symlink(filepath.Join(others, "new"), file) },
+		"a second name of it": func(file string) error { return os.Link(shadow, file) },
+	} {
+		file := filepath.Join(dir, "lock")
+		if err := lay(file); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600); err == nil {
+			f.Close()
+			t.Errorf("%s is opened", what)
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := owner(t, shadow); s.Uid != 0 {
+		t.Errorf("root's file was given to %d", s.Uid)
+	}
+	if left, err := os.ReadDir(others); err != nil || len(left) != 1 {
+		t.Errorf("outside there is %v, %v", left, err)
+	}
+	file := filepath.Join(dir, "lock")
+	for range 2 {
+		f, err := OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	if s := owner(t, file); s.Uid != 12345 || s.Gid != 12346 {
+		t.Errorf("it belongs to %d:%d", s.Uid, s.Gid)
+	}
+}
+
+func owner(t *testing.T, file string) *syscall.Stat_t {
+	t.Helper()
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Sys().(*syscall.Stat_t)
+}

@@ -23,19 +23,29 @@ func Sync(dir string) error {
 }
 
 // Give gives a file or folder that root made to whom the folder that it is in
-// belongs to.
+// belongs to. A file must not have been opened through a link (see OpenFile);
+// one with a second name is not given, since that may be anywhere.
 func Give(f *os.File) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	info, err := os.Stat(filepath.Dir(f.Name()))
+	of, err := os.Stat(filepath.Dir(f.Name()))
 	if err != nil {
 		return err
 	}
-	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 {
-		return f.Chown(int(s.Uid), int(s.Gid))
+	it, err := f.Stat()
+	if err != nil {
+		return err
 	}
-	return nil
+	to, ok := of.Sys().(*syscall.Stat_t)
+	is, also := it.Sys().(*syscall.Stat_t)
+	if !ok || !also || to.Uid == 0 || is.Uid == to.Uid {
+		return nil
+	}
+	if it.Mode().IsRegular() && is.Nlink > 1 {
+		return fmt.Errorf("%s has a second name, and is not given to the owner of its folder: move it away", f.Name())
+	}
+	return f.Chown(int(to.Uid), int(to.Gid))
 }
 
 // Free returns how many bytes an ordinary user can still write to the file
