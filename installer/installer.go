@@ -72,7 +72,8 @@ func (i Installer) Install(o Options) error {
 		return len(o.Cloud) == 0 && len(o.CA) == 0 && o.Extra == "" || p.edited(text)
 	}})
 	steps = append(steps, i.service(p)...)
-	return i.carryOut(steps)
+	_, err := i.carryOut(steps)
+	return err
 }
 
 // FirstConfig is what Install writes where there is no configuration yet.
@@ -88,23 +89,49 @@ func (i Installer) Configured() (bool, error) {
 	return err == nil && p.edited(string(text)), err
 }
 
+// A Removal says what Uninstall takes away beside the service.
+type Removal struct {
+	Purge bool // configuration, data and user, too
+	// Check is asked once the service has ended, and before anything is removed.
+	// Its error is that of Uninstall, and the service runs again if it ran. Nil
+	// asks nobody; a dry run does not ask.
+	Check func() error
+}
+
 // Uninstall stops the service and removes unit and program. Configuration and
-// data stay, unless purge says that they, and the user, go too.
-func (i Installer) Uninstall(purge bool) error {
+// data stay, unless they are to be purged.
+func (i Installer) Uninstall(r Removal) error {
 	if err := i.ready(); err != nil {
 		return err
 	}
+	if err := i.removable(r.Purge); err != nil {
+		return err
+	}
 	p := i.Place()
+	handOver := i.handOver() // of what is so now
+	ended, err := i.carryOut(i.halt(p))
+	if err != nil {
+		return err
+	}
+	if r.Check != nil && !i.DryRun {
+		if err := r.Check(); err != nil {
+			if ended {
+				err = errors.Join(err, i.Start())
+			}
+			return err
+		}
+	}
 	steps := i.remove(p)
-	steps = append(steps, gone{path: p.Program}, gone{path: p.previous()})
-	if purge {
+	steps = append(steps, gone{path: p.Program}, gone{path: p.previous()}, gone{path: p.previous() + keptSuffix})
+	steps = append(steps, handOver...)
+	if r.Purge {
 		steps = append(steps, gone{path: filepath.Dir(p.Config), all: true}, gone{path: p.Data, all: true})
 		steps = append(steps, i.forgetAccount()...)
 	}
-	if err := i.carryOut(steps); err != nil {
+	if _, err := i.carryOut(steps); err != nil {
 		return err
 	}
-	if !purge {
+	if !r.Purge {
 		i.say("kept %s and %s (--purge removes them)", filepath.Dir(p.Config), p.Data)
 	}
 	return nil

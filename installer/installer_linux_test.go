@@ -2,6 +2,7 @@ package installer
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ func files(t *testing.T, dir string) map[string]string {
 	return all
 }
 
-func same(a, b map[string]string) bool {
+func sameFiles(a, b map[string]string) bool {
 	if len(a) != len(b) {
 		return false
 	}
@@ -80,7 +81,7 @@ func TestInstall_CanBeRepeated(t *testing.T) {
 	if err := i.Install(Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if second := files(t, i.Root); !same(first, second) || strings.Contains(out.String(), "done") {
+	if second := files(t, i.Root); !sameFiles(first, second) || strings.Contains(out.String(), "done") {
 		t.Errorf("the second time something was done:\n%s", out)
 	}
 }
@@ -101,7 +102,7 @@ func TestInstall_DryRunShowsTheDifferenceAndChangesNothing(t *testing.T) {
 	if err := dry.Install(Options{Cloud: []string{"wss://cloud.example"}}); err != nil {
 		t.Fatal(err)
 	}
-	if !same(before, files(t, i.Root)) {
+	if !sameFiles(before, files(t, i.Root)) {
 		t.Error("a dry run changed something")
 	}
 	for _, want := range []string{"would change " + unit + ":\n  - WatchdogSec=99\n  + WatchdogSec=30\n", `  + urls = ["wss://cloud.example"]`} {
@@ -109,7 +110,7 @@ func TestInstall_DryRunShowsTheDifferenceAndChangesNothing(t *testing.T) {
 			t.Errorf("it says\n%s\nwant\n%s", out, want)
 		}
 	}
-	if err := dry.Uninstall(true); err != nil || !same(before, files(t, i.Root)) {
+	if err := dry.Uninstall(Removal{Purge: true}); err != nil || !sameFiles(before, files(t, i.Root)) {
 		t.Errorf("a dry run of uninstall changed something: %v", err)
 	}
 }
@@ -167,7 +168,7 @@ func TestUninstall_KeepsTheDataUnlessPurged(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // twice is fine
-		if err := i.Uninstall(false); err != nil {
+		if err := i.Uninstall(Removal{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -179,7 +180,7 @@ func TestUninstall_KeepsTheDataUnlessPurged(t *testing.T) {
 		t.Errorf("what was to be removed is there: %v", left)
 	}
 	for range 2 {
-		if err := i.Uninstall(true); err != nil {
+		if err := i.Uninstall(Removal{Purge: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -221,7 +222,7 @@ func TestInstall_WithoutSystemdSaysSo(t *testing.T) {
 	if exists("/run/systemd/system") {
 		t.Skip("this machine runs systemd")
 	}
-	for what, do := range map[string]func(Installer) error{"install": func(i Installer) error { return i.Install(Options{}) }, "start": Installer.Start, "uninstall": func(i Installer) error { return i.Uninstall(true) }} {
+	for what, do := range map[string]func(Installer) error{"install": func(i Installer) error { return i.Install(Options{}) }, "start": Installer.Start, "uninstall": func(i Installer) error { return i.Uninstall(Removal{Purge: true}) }} {
 		if err := do(Installer{Out: &bytes.Buffer{}}); err != ErrNoSystemd {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -237,5 +238,138 @@ func TestFirstConfig_IsThePackages(t *testing.T) {
 	}
 	if want := (Installer{}).FirstConfig(Options{}); string(text) != want {
 		t.Errorf("packages/touchline.toml is\n%s\nwant\n%s", text, want)
+	}
+}
+
+// The way back is the program that was kept, called by its own name.
+func TestInstall_TheProgramBeforeGoesBack(t *testing.T) {
+	dir := t.TempDir()
+	to, previous := filepath.Join(dir, "touchline"), filepath.Join(dir, "touchline.previous")
+	hold := func(when, now, before string) {
+		t.Helper()
+		have, errA := os.ReadFile(to)
+		kept, errB := os.ReadFile(previous)
+		if string(have) != now || string(kept) != before {
+			t.Errorf("%s: the program is %q (%v), the one before %q (%v)", when, have, errA, kept, errB)
+		}
+	}
+	fresh := filepath.Join(t.TempDir(), "touchline-new")
+	for file, text := range map[string]string{to: "old", fresh: "new"} {
+		if err := os.WriteFile(file, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct{ when, from, now, before string }{
+		{"upgraded", fresh, "new", "old"},
+		{"gone back", previous, "old", "new"},
+		{"upgraded again", previous, "new", "old"},
+	} {
+		if err := (copied{from: step.from, to: to, previous: previous}).do(); err != nil {
+			t.Fatal(err)
+		}
+		hold(step.when, step.now, step.before)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+		t.Errorf("there is %v, %v", left, err)
+	}
+}
+
+// What a killed installation left of a file is not there after the next.
+func TestInstall_TidiesUpAfterOneThatWasKilled(t *testing.T) {
+	i, _ := image(t)
+	p := i.Place()
+	for _, path := range []string{p.Program, p.Config, p.Unit} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path+".123.part", []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for name := range files(t, i.Root) {
+		if strings.HasSuffix(name, ".part") {
+			t.Errorf("%s is left", name)
+		}
+	}
+}
+
+// A card's links mean something else on the machine that writes the card.
+func TestInstall_WritesNothingOutsideAnImage(t *testing.T) {
+	for _, link := range []string{"etc/touchline", "var/lib/touchline", "usr/local/bin", "etc/systemd"} {
+		i, _ := image(t)
+		outside := t.TempDir()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(i.Root, link)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(outside, filepath.Join(i.Root, link)); err != nil {
+			t.Fatal(err)
+		}
+		if err := i.Install(Options{}); err == nil || !strings.Contains(err.Error(), link) {
+			t.Errorf("%s: %v", link, err)
+		}
+		if err := i.Uninstall(Removal{Purge: true}); err == nil {
+			t.Errorf("%s: uninstall follows it", link)
+		}
+		if left := files(t, outside); len(left) > 0 {
+			t.Errorf("%s: outside there is %v", link, left)
+		}
+	}
+	i, _ := image(t)
+	if err := os.MkdirAll(filepath.Join(i.Root, "data/touchline"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(i.Root, "var/lib"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../../data/touchline", filepath.Join(i.Root, "var/lib/touchline")); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Install(Options{}); err != nil {
+		t.Errorf("a link within: %v", err)
+	}
+}
+
+// Data that was moved to another disk is data: who purges is told, and it goes.
+func TestUninstall_PurgesWhereTheDataIs(t *testing.T) {
+	i, out := image(t)
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(i.Root, "srv/ssd")
+	for _, dir := range []string{disk, filepath.Dir(i.Place().Data)} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(disk, "gateway.key"), []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../../srv/ssd", i.Place().Data); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Uninstall(Removal{Purge: true}); err != nil {
+		t.Fatal(err)
+	}
+	if left := files(t, i.Root); len(left) > 0 || !strings.Contains(out.String(), disk) {
+		t.Errorf("after a purge there is %v; it said\n%s", left, out)
+	}
+}
+
+// What is found out once the service has ended keeps all that there is.
+func TestUninstall_RemovesNothingWhereTheCheckFails(t *testing.T) {
+	i, _ := image(t)
+	if err := i.Install(Options{}); err != nil {
+		t.Fatal(err)
+	}
+	before := files(t, i.Root)
+	waits := errors.New("samples wait")
+	if err := i.Uninstall(Removal{Purge: true, Check: func() error { return waits }}); !errors.Is(err, waits) {
+		t.Errorf("uninstall: %v", err)
+	}
+	if !sameFiles(before, files(t, i.Root)) {
+		t.Error("something is gone")
 	}
 }

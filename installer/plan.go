@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"touchline/internal/folder"
 )
 
 // A step is one thing that must be so. change says what has to be done for
@@ -20,12 +22,13 @@ type step interface {
 	do() error
 }
 
-// carryOut does what is not so yet, in order, or only says it.
-func (i Installer) carryOut(steps []step) error {
+// carryOut does what is not so yet, in order, or only says it. It returns
+// whether it did anything.
+func (i Installer) carryOut(steps []step) (did bool, _ error) {
 	for _, s := range steps {
 		change, err := s.change()
 		if err != nil {
-			return err
+			return did, err
 		}
 		switch {
 		case change == "":
@@ -36,13 +39,14 @@ func (i Installer) carryOut(steps []step) error {
 			i.say("would %s", change)
 		default:
 			if err := s.do(); err != nil {
-				return err
+				return did, err
 			}
+			did = true
 			first, _, _ := strings.Cut(change, "\n")
 			i.say("done: %s", strings.TrimSuffix(first, ":"))
 		}
 	}
-	return nil
+	return did, nil
 }
 
 // A textFile has a text. One that was edited is kept.
@@ -68,12 +72,7 @@ func (f textFile) change() (string, error) {
 	return "change " + f.path + ":\n" + diff(string(old), f.text), nil
 }
 
-func (f textFile) do() error {
-	return replace(f.path, f.mode, func(w io.Writer) error {
-		_, err := io.WriteString(w, f.text)
-		return err
-	})
-}
+func (f textFile) do() error { return write(f.path, []byte(f.text), f.mode) }
 
 // A copied file has the bytes of another one.
 type copied struct {
@@ -100,46 +99,60 @@ func (c copied) change() (string, error) {
 	return fmt.Sprintf("replace %s by %s", c.to, c.from), nil
 }
 
-// do goes by way of a new file, so that a service that runs the old one is not
-// disturbed, and a power cut leaves one of the two.
+// do leaves a whole program under the name at any moment: a power cut in the
+// middle of an upgrade must not leave a box without one. The file that it reads
+// may be the one that was kept, which then changes places with the other.
 func (c copied) do() error {
-	if c.previous != "" {
-		if err := os.Remove(c.previous); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("keep program: %w", err)
-		}
-		if err := os.Rename(c.to, c.previous); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("keep program: %w", err)
-		}
+	program, err := os.ReadFile(c.from)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", c.from, err)
 	}
-	return replace(c.to, 0o755, func(w io.Writer) error {
-		from, err := os.Open(c.from)
-		if err != nil {
-			return err
+	if c.previous == "" || !exists(c.to) {
+		return write(c.to, program, 0o755)
+	}
+	kept := c.previous + keptSuffix
+	if err := errors.Join(gone{path: kept}.do(), aside(c.to, kept)); err != nil {
+		return fmt.Errorf("keep program: %w", err)
+	}
+	keep := func() error {
+		// A rename of one name of a file to its other name does nothing.
+		if err := errors.Join(os.Rename(kept, c.previous), (gone{path: kept}).do()); err != nil {
+			return fmt.Errorf("keep program: %w", err)
 		}
-		_, err = io.Copy(w, from)
-		return errors.Join(err, from.Close())
-	})
+		return nil
+	}
+	if same(c.from, c.previous) {
+		if err := write(c.to, program, 0o755); err != nil {
+			return errors.Join(err, gone{path: kept}.do())
+		}
+		return keep()
+	}
+	if err := keep(); err != nil {
+		return err
+	}
+	return write(c.to, program, 0o755)
 }
 
-// replace writes a file as a whole, durable when it returns nil.
-func replace(path string, mode fs.FileMode, fill func(io.Writer) error) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
+// keptSuffix ends the second name of a program that is about to be replaced.
+const keptSuffix = ".kept"
+
+// same says whether two names are of one file.
+func same(a, b string) bool {
+	ia, errA := os.Stat(a)
+	ib, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(ia, ib)
+}
+
+// write replaces a file as a whole, durable when it returns nil, and removes
+// what one left that was killed as it wrote.
+func write(path string, data []byte, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { // #nosec G301 -- programs, units and settings are nobody's secret
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".touchline-*")
-	if err != nil {
+	if err := folder.Tidy(path); err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
-	if err := errors.Join(fill(f), f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return folder.Replace(path, data, mode)
 }
 
 // gone is a file, or with all a folder, that is not there.
@@ -154,7 +167,24 @@ func (g gone) change() (string, error) {
 	if !exists(g.path) {
 		return "", nil
 	}
+	if to := g.leadsTo(); to != "" {
+		return fmt.Sprintf("remove %s and %s, to which it leads", g.path, to), nil
+	}
 	return "remove " + g.path, nil
+}
+
+// leadsTo returns the folder to which a link leads: data that was moved to
+// another disk goes with it, or it would not be gone.
+func (g gone) leadsTo() string {
+	info, err := os.Lstat(g.path)
+	if !g.all || err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return ""
+	}
+	to, err := filepath.EvalSymlinks(g.path)
+	if err != nil {
+		return "" // to nothing
+	}
+	return to
 }
 
 func (g gone) do() error {
@@ -162,8 +192,16 @@ func (g gone) do() error {
 	if g.all {
 		remove = os.RemoveAll
 	}
-	if err := remove(g.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove %s: %w", g.path, err)
+	for _, path := range []string{g.leadsTo(), g.path} {
+		if path == "" {
+			continue
+		}
+		if err := remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if left, readErr := os.ReadDir(path); g.all && readErr == nil && len(left) == 0 {
+				continue // a disk is mounted there, and is empty now
+			}
+			return fmt.Errorf("remove %s: %w", path, err)
+		}
 	}
 	return nil
 }

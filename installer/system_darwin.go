@@ -50,6 +50,10 @@ func (i Installer) service(p Place) []step {
 	return []step{act{what: "write " + p.Unit, so: i.installed, enact: func() error { return i.ask(service.Service.Install) }}}
 }
 
+func (i Installer) removable(bool) error { return nil }
+func (i Installer) halt(Place) []step    { return nil } // launchd ends what it forgets
+func (i Installer) handOver() []step     { return nil }
+
 func (i Installer) remove(p Place) []step {
 	return []step{act{what: "stop service and remove " + p.Unit, so: func() (bool, error) { return !exists(p.Unit), nil }, enact: func() error {
 		return i.ask(service.Service.Uninstall)

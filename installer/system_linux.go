@@ -41,6 +41,38 @@ func (i Installer) ready() error {
 	if !i.DryRun && os.Geteuid() != 0 {
 		return errors.New("installing needs root: call it with sudo")
 	}
+	if i.Root != "" {
+		return i.withinImage()
+	}
+	return nil
+}
+
+// withinImage refuses an image of which a link leads to files of this machine:
+// an absolute one, which means something else once the image has booted.
+func (i Installer) withinImage() error {
+	root, err := filepath.EvalSymlinks(i.Root)
+	if err == nil {
+		root, err = filepath.Abs(root)
+	}
+	if err != nil {
+		return fmt.Errorf("--root: %w", err)
+	}
+	p := i.Place()
+	for _, path := range []string{p.Program, p.Config, p.Data, p.Unit, filepath.Join(i.Root, "/usr/lib/sysusers.d")} {
+		for at := path; at != filepath.Clean(i.Root); at = filepath.Dir(at) {
+			to, err := filepath.EvalSymlinks(at)
+			if errors.Is(err, os.ErrNotExist) && !exists(at) {
+				continue // what is not there leads nowhere; its folder may
+			}
+			if err == nil {
+				to, err = filepath.Abs(to)
+			}
+			if inside, relErr := filepath.Rel(root, to); err != nil || relErr != nil || !filepath.IsLocal(inside) {
+				return fmt.Errorf("--root %s: %s is a link that leads out of the image: mount what it is meant to lead to, or make the link relative", i.Root, at)
+			}
+			break
+		}
+	}
 	return nil
 }
 
@@ -121,12 +153,12 @@ func (i Installer) service(p Place) []step {
 			return os.Symlink("/etc/systemd/system/touchline.service", link)
 		}}}
 	}
-	return []step{unit, i.enabled()}
+	return []step{unit, i.heard(), i.enabled()}
 }
 
 func (i Installer) enabled() step {
 	return act{what: "enable " + name, so: func() (bool, error) {
-		return exec.Command("systemctl", "is-enabled", "--quiet", name+".service").Run() == nil, nil
+		return is("is-enabled"), nil
 	}, enact: func() error { return command("systemctl", "enable", name+".service") }}
 }
 
@@ -137,30 +169,92 @@ type unitFile struct {
 }
 
 func (u unitFile) do() error {
-	if u.i.Root != "" || exists(u.path) {
-		if err := u.textFile.do(); err != nil || u.i.Root != "" {
+	if u.i.Root == "" && !exists(u.path) {
+		if err := u.i.ask(service.Service.Install); err != nil { // which refuses to write over one
 			return err
 		}
-		return command("systemctl", "daemon-reload")
 	}
-	return u.i.ask(service.Service.Install) // which refuses to write over one
+	// As a whole and durable: an empty unit, which a power cut leaves of one that
+	// was just written, is one that systemd takes for masked.
+	return u.textFile.do()
+}
+
+// heard is so where systemd has read the unit that is there: an installation
+// that was cut between the two is mended by the next.
+func (i Installer) heard() step {
+	return act{what: "have systemd read the unit", so: func() (bool, error) {
+		out, err := exec.Command("systemctl", "show", "--property", "NeedDaemonReload", "--value", name+".service").Output()
+		if err != nil || !exists(i.Place().Unit) {
+			return true, err
+		}
+		return strings.TrimSpace(string(out)) == "no", nil
+	}, enact: func() error { return command("systemctl", "daemon-reload") }}
+}
+
+// removable says what keeps an installation from being removed as a whole.
+func (i Installer) removable(purge bool) error {
+	switch {
+	case !i.packaged():
+		return nil
+	case !i.ownUnit():
+		return errPackage
+	case purge:
+		return errors.New("the gateway is installed as a package, too, and would be left without settings and user: leave out --purge, and then `apt purge touchline`")
+	}
+	return nil
+}
+
+// ownUnit says whether the unit is one that Install wrote: a link there is of
+// `systemctl mask`, or of a package that was removed.
+func (i Installer) ownUnit() bool {
+	info, err := os.Lstat(i.Place().Unit)
+	return err == nil && info.Mode().IsRegular()
+}
+
+// halt ends the service, also one that is on its way up or waits for its next try.
+func (i Installer) halt(Place) []step {
+	if i.Root != "" {
+		return nil
+	}
+	return []step{act{what: "stop " + name, so: func() (bool, error) { return !i.ownUnit() || i.idle(), nil }, enact: func() error { return i.ask(service.Service.Stop) }}}
+}
+
+// idle says whether nothing of the service runs or will by itself.
+func (i Installer) idle() bool {
+	out, err := exec.Command("systemctl", "show", "--property", "ActiveState", "--value", name+".service").Output()
+	state := strings.TrimSpace(string(out))
+	return err == nil && (state == "inactive" || state == "failed")
 }
 
 func (i Installer) remove(p Place) []step {
 	if i.Root != "" {
 		return []step{gone{path: filepath.Join(i.Root, "/etc/systemd/system/multi-user.target.wants/touchline.service")}, gone{path: p.Unit}}
 	}
-	if i.packaged() && !exists(p.Unit) {
-		return []step{act{so: func() (bool, error) { return false, errPackage }}}
+	return []step{act{what: "disable service and remove " + p.Unit, so: func() (bool, error) { return !i.ownUnit(), nil }, enact: func() error {
+		return i.ask(service.Service.Uninstall)
+	}}}
+}
+
+// handOver leaves the service to the package that is beside the installation
+// and comes into its own, enabled and running if it was so until now.
+func (i Installer) handOver() []step {
+	if !i.packaged() {
+		return nil
 	}
+	enabled, ran := is("is-enabled"), !i.idle()
 	return []step{
-		act{what: "stop " + name, so: func() (bool, error) {
-			return !exists(p.Unit) || exec.Command("systemctl", "is-active", "--quiet", name+".service").Run() != nil, nil
-		}, enact: func() error { return i.ask(service.Service.Stop) }},
-		act{what: "disable service and remove " + p.Unit, so: func() (bool, error) { return !exists(p.Unit), nil }, enact: func() error {
-			return i.ask(service.Service.Uninstall)
+		act{what: "enable " + name + " of the package", so: func() (bool, error) { return !enabled || is("is-enabled"), nil }, enact: func() error {
+			return command("systemctl", "enable", name+".service")
+		}},
+		act{what: "start " + name + " of the package", so: func() (bool, error) { return !ran || !i.idle(), nil }, enact: func() error {
+			return i.ask(service.Service.Start)
 		}},
 	}
+}
+
+// is asks systemd one of its questions about the service.
+func is(question string) bool {
+	return exec.Command("systemctl", question, "--quiet", name+".service").Run() == nil
 }
 
 func serviceConfig(Place) *service.Config {

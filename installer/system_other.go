@@ -21,7 +21,10 @@ func (i Installer) account(Place) []step     { return nil }
 func (i Installer) forgetAccount() []step    { return nil }
 func (i Installer) program(Place) []step     { return nil }
 func (i Installer) service(Place) []step     { return nil }
+func (i Installer) removable(bool) error     { return nil }
+func (i Installer) halt(Place) []step        { return nil }
 func (i Installer) remove(Place) []step      { return nil }
+func (i Installer) handOver() []step         { return nil }
 func serviceConfig(Place) *service.Config    { return &service.Config{Name: name} }
 func (i Installer) Logs(int, bool) *exec.Cmd { return exec.Command("false") }
 func (i Installer) outlives() error          { return nil }

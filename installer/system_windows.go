@@ -83,11 +83,22 @@ func (i Installer) service(Place) []step {
 	}}}
 }
 
-func (i Installer) remove(Place) []step {
-	return []step{act{what: "stop and remove the service " + name, so: func() (bool, error) { has, err := i.installed(); return !has, err }, enact: func() error {
-		if err := i.ask(service.Service.Stop); err != nil {
-			i.say("it was not running: %v", err)
+func (i Installer) removable(bool) error { return nil }
+func (i Installer) handOver() []step     { return nil }
+
+func (i Installer) halt(Place) []step {
+	return []step{act{what: "stop the service " + name, so: func() (bool, error) {
+		s, err := service.New(nothing{}, serviceConfig(i.Place()))
+		if err != nil {
+			return false, err
 		}
+		status, err := s.Status()
+		return err != nil || status != service.StatusRunning, nil // what is not registered does not run
+	}, enact: func() error { return i.ask(service.Service.Stop) }}}
+}
+
+func (i Installer) remove(Place) []step {
+	return []step{act{what: "remove the service " + name, so: func() (bool, error) { has, err := i.installed(); return !has, err }, enact: func() error {
 		return i.ask(service.Service.Uninstall)
 	}}}
 }

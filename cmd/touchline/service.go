@@ -226,7 +226,7 @@ func uninstallCommand() *cobra.Command {
 					return err
 				}
 			}
-			return i.Uninstall(purge)
+			return i.Uninstall(installer.Removal{Purge: purge})
 		},
 	}
 	f := cmd.Flags()
