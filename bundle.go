@@ -1,6 +1,7 @@
 package touchline
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ type Bundle struct {
 	Claim   string    `json:"claim"`
 	Expires time.Time `json:"expires"`
 	CA      string    `json:"ca,omitempty"`     // own roots (PEM)
-	Config  string    `json:"config,omitempty"` // settings beside [gateway] and uplink.urls, TOML
+	Config  string    `json:"config,omitempty"` // settings beside [gateway] and uplink.urls, TOML, that begin with a table
 }
 
 // BundleVersion is the one that this version of the programs writes and reads.
@@ -67,8 +68,19 @@ func (b *Bundle) Check() error {
 	if b.Claim == "" {
 		return errors.New("it has no claim code")
 	}
+	if err := b.CheckCA(); err != nil {
+		return err
+	}
 	if b.Gateway != "" {
 		return CheckGateway(b.Gateway)
+	}
+	return nil
+}
+
+// CheckCA says whether own roots are any.
+func (b *Bundle) CheckCA() error {
+	if b.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(b.CA)) {
+		return errors.New("its roots are none: want certificates in PEM (-----BEGIN CERTIFICATE-----)")
 	}
 	return nil
 }

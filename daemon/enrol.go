@@ -150,26 +150,42 @@ func enrolAsk(ctx context.Context, client *http.Client, method, to string, send,
 	req.Header.Set("User-Agent", "touchline/"+touchline.Version)
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask the cloud: %w (`touchline preflight` looks for the reason)", err)
+		return notReached{fmt.Errorf("ask the cloud: %w (`touchline preflight` looks for the reason)", err)}
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxEnrolBytes))
 	if err != nil {
-		return fmt.Errorf("read the cloud's answer: %w", err)
+		return notReached{fmt.Errorf("read the cloud's answer: %w", err)}
 	}
 	if resp.StatusCode != http.StatusOK {
-		return refused(to, resp, text)
+		r := refused(to, resp, text)
+		if !r.said || r.status >= 500 || r.status == http.StatusTooManyRequests {
+			return notReached{r}
+		}
+		return r
 	}
-	if err := json.Unmarshal(text, answer); err != nil {
-		return fmt.Errorf("what answers at %s is no touchline cloud: %w", to, err)
+	if err := json.Unmarshal(text, answer); err != nil { // the page of a hotel, say
+		return notReached{fmt.Errorf("what answers at %s is no touchline cloud: %w", to, err)}
 	}
 	return nil
 }
+
+// ErrNotReached says that an enrolment did not get through to the cloud: the
+// line is not there yet, or something stands in between that will go away. Any
+// other error stays what it is until a person does something.
+var ErrNotReached = errors.New("the cloud was not reached")
+
+// notReached marks an error that way, and leaves its words.
+type notReached struct{ error }
+
+func (e notReached) Unwrap() error        { return e.error }
+func (e notReached) Is(target error) bool { return target == ErrNotReached }
 
 // A refusal is an answer of the cloud, or of what stands in its place, that is
 // not the one that was asked for.
 type refusal struct {
 	status int
+	said   bool          // by a touchline cloud, and not by what stands in its place
 	after  time.Duration // what Retry-After asks for
 	text   string
 }
@@ -186,6 +202,7 @@ func refused(to string, resp *http.Response, text []byte) *refusal {
 		if problem.Detail == "" {
 			problem.Detail = problem.Title
 		}
+		r.said = true
 		r.text = fmt.Sprintf("the cloud says: %.500q (%s)", problem.Detail, resp.Status)
 		return r
 	}

@@ -9,10 +9,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"touchline"
+	"touchline/identity"
 	"touchline/internal/folder"
 	"touchline/uplink"
 )
@@ -21,6 +23,23 @@ import (
 // in the data folder, readable for its user alone, and the gateway enrols by
 // itself when the cloud is reached: until then it buffers.
 const pendingFile = "claim.pending"
+
+// Enrolled returns the id under which the cloud knows this gateway's key, "" where
+// it was never enrolled.
+func (f *Folder) Enrolled() (string, error) { return enrolledID(f.config.Gateway.Data) }
+
+func enrolledID(dir string) (string, error) {
+	if _, err := identity.Load(dir); errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, touchline.GatewayIDFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return strings.TrimSpace(string(text)), err
+}
 
 // EnrolLater keeps a claim until the gateway gets through to the cloud.
 func (f *Folder) EnrolLater(o EnrolOptions) error {
@@ -77,6 +96,7 @@ var errEnrolled = errors.New("this gateway is enrolled now, and starts again to 
 
 // run tries until it gets through, or ctx ends.
 func (e *enroller) run(ctx context.Context) error {
+	refusals := 0
 	for pause := enrolPause; ; pause = min(2*pause, enrolPauseMax) {
 		done, err := (&Folder{config: e.config}).Enrol(ctx, e.claim)
 		if err == nil {
@@ -90,6 +110,9 @@ func (e *enroller) run(ctx context.Context) error {
 			return nil
 		}
 		e.note(err)
+		if refusals = e.counted(refusals, err); refusals == maxRefusals {
+			return e.giveUp()
+		}
 		timer := time.NewTimer(pause/2 + rand.N(pause/2))
 		select {
 		case <-ctx.Done():
@@ -97,6 +120,32 @@ func (e *enroller) run(ctx context.Context) error {
 		}
 		timer.Stop()
 	}
+}
+
+// maxRefusals in a row are no accident, such as a nonce of a node that ended.
+const maxRefusals = 3
+
+// errGoesOn ends a gateway that was enrolled before the claim came.
+var errGoesOn = errors.New("the cloud does not take the claim that waited, and this gateway has a key: it starts again, and goes on by that")
+
+// counted returns how often the cloud itself has refused the claim in a row,
+// where there is something else to go on by: who has been enrolled once must not
+// stand still for a code that was used or has ended.
+func (e *enroller) counted(refusals int, err error) int {
+	if errors.Is(err, ErrNotReached) {
+		return 0
+	}
+	if id, err := enrolledID(e.config.Gateway.Data); err != nil || id == "" {
+		return 0
+	}
+	return refusals + 1
+}
+
+func (e *enroller) giveUp() error {
+	if err := os.Remove(filepath.Join(e.config.Gateway.Data, pendingFile)); err != nil {
+		return fmt.Errorf("forget the claim that was refused: %w", err)
+	}
+	return errGoesOn
 }
 
 func (e *enroller) note(err error) {

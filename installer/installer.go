@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/kardianos/service"
@@ -78,6 +79,9 @@ func (i Installer) Install(o Options) error {
 
 // FirstConfig is what Install writes where there is no configuration yet.
 func (i Installer) FirstConfig(o Options) string { return i.Place().firstConfig(o) }
+
+// RootsFile is where Install writes own roots of the cloud, as the service sees it.
+func (i Installer) RootsFile() string { return place().ca() }
 
 // Configured says whether there is a configuration that a person wrote.
 func (i Installer) Configured() (bool, error) {
@@ -198,6 +202,12 @@ func (i Installer) ask(do func(service.Service) error) error {
 	return do(s)
 }
 
+// Log says what Logs shows.
+type Log struct {
+	Lines  int // the newest
+	Follow bool
+}
+
 func (i Installer) say(format string, args ...any) { fmt.Fprintf(i.Out, format+"\n", args...) }
 
 // nothing stands for the program where only its service is handled.
@@ -217,23 +227,33 @@ const firstLine = "# Settings of this gateway that differ from the defaults, as 
 // between counts.
 const unedited = "# end of what was installed"
 
+// uplinkTable is the line that begins a table of TOML.
+var uplinkTable = regexp.MustCompile(`(?m)^[ \t]*\[[ \t]*uplink[ \t]*\][ \t]*(#.*)?\r?$`)
+
 // firstConfig is written where there is no configuration yet.
 func (p Place) firstConfig(o Options) string {
 	at := place() // in the image, not where the image is now
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n# `touchline check --config %s` says what is wrong with them.\n\n", firstLine, at.Config)
 	fmt.Fprintf(&b, "[gateway]\ndata = %q\n", at.Data)
+	extra := strings.TrimSpace(o.Extra)
 	switch {
 	case len(o.Cloud) > 0:
-		fmt.Fprintf(&b, "\n[uplink]\nurls = [%s]\n", quoted(o.Cloud))
+		uplink := fmt.Sprintf("urls = [%s]\n", quoted(o.Cloud))
 		if len(o.CA) > 0 {
-			fmt.Fprintf(&b, "ca_file = %q\n", at.ca())
+			uplink += fmt.Sprintf("ca_file = %q\n", at.ca())
+		}
+		// A table stands once: a site's proxy goes into the same.
+		if header := uplinkTable.FindStringIndex(extra); header != nil {
+			extra = extra[:header[1]] + "\n" + uplink + strings.TrimPrefix(extra[header[1]:], "\n")
+		} else {
+			fmt.Fprintf(&b, "\n[uplink]\n%s", uplink)
 		}
 	default:
 		b.WriteString("\n# [uplink]\n# urls = [\"wss://cloud.example.org\"]   # then: touchline enroll CODE\n")
 	}
-	if o.Extra != "" {
-		fmt.Fprintf(&b, "\n%s\n", strings.TrimSpace(o.Extra))
+	if extra != "" {
+		fmt.Fprintf(&b, "\n%s\n", strings.TrimSpace(extra))
 	}
 	fmt.Fprintf(&b, "\n%s: %s\n", unedited, sum(b.String()))
 	return b.String()

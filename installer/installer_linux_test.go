@@ -373,3 +373,14 @@ func TestUninstall_RemovesNothingWhereTheCheckFails(t *testing.T) {
 		t.Error("something is gone")
 	}
 }
+
+// A table of TOML stands once: what a site needs in [uplink], such as its
+// proxy, is in the same as the cloud's addresses.
+func TestFirstConfig_HasOneTableForTheUplink(t *testing.T) {
+	o := Options{Cloud: []string{"wss://a.example"}, CA: []byte("roots"), Extra: "[sensors]\nmax_payload = \"1KiB\"\n\n[uplink] # of the site\nproxy = \"http://p:1\"\n\n[log]\nlevel = \"debug\""}
+	text := (Installer{}).FirstConfig(o)
+	want := "[sensors]\nmax_payload = \"1KiB\"\n\n[uplink] # of the site\nurls = [\"wss://a.example\"]\nca_file = \"/etc/touchline/cloud-ca.pem\"\nproxy = \"http://p:1\"\n\n[log]\n"
+	if !strings.Contains(text, want) || strings.Count(text, "[uplink]") != 1 {
+		t.Errorf("it is\n%s\nwant\n%s", text, want)
+	}
+}

@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -69,10 +70,10 @@ func serviceConfig(p Place) *service.Config {
 }
 
 // Logs returns the command that shows what the service wrote, the newest last.
-func (i Installer) Logs(lines int, follow bool) *exec.Cmd {
-	args := []string{"-n", fmt.Sprint(lines)}
-	if follow {
+func (i Installer) Logs(ctx context.Context, l Log) *exec.Cmd {
+	args := []string{"-n", fmt.Sprint(l.Lines)}
+	if l.Follow {
 		args = append(args, "-F")
 	}
-	return exec.Command("tail", append(args, "/var/log/touchline.err.log")...)
+	return exec.CommandContext(ctx, "tail", append(args, "/var/log/touchline.err.log")...)
 }

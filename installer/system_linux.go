@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -300,12 +301,12 @@ func (i Installer) restarts() (n int, active bool, err error) {
 }
 
 // Logs returns the command that shows what the service wrote, the newest last.
-func (i Installer) Logs(lines int, follow bool) *exec.Cmd {
-	args := []string{"--unit", name, "--lines", fmt.Sprint(lines), "--no-pager", "--output", "cat"}
-	if follow {
+func (i Installer) Logs(ctx context.Context, l Log) *exec.Cmd {
+	args := []string{"--unit", name, "--lines", fmt.Sprint(l.Lines), "--no-pager", "--output", "cat"}
+	if l.Follow {
 		args = append(args, "--follow")
 	}
-	return exec.Command("journalctl", args...) // #nosec G204 -- a number and flags, and no shell
+	return exec.CommandContext(ctx, "journalctl", args...) // #nosec G204 -- a number and flags, and no shell
 }
 
 func command(name string, args ...string) error {

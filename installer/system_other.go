@@ -3,6 +3,7 @@
 package installer
 
 import (
+	"context"
 	"errors"
 	"os/exec"
 
@@ -26,5 +27,7 @@ func (i Installer) halt(Place) []step        { return nil }
 func (i Installer) remove(Place) []step      { return nil }
 func (i Installer) handOver() []step         { return nil }
 func serviceConfig(Place) *service.Config    { return &service.Config{Name: name} }
-func (i Installer) Logs(int, bool) *exec.Cmd { return exec.Command("false") }
-func (i Installer) outlives() error          { return nil }
+func (i Installer) Logs(ctx context.Context, _ Log) *exec.Cmd {
+	return exec.CommandContext(ctx, "false")
+}
+func (i Installer) outlives() error { return nil }

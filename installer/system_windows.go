@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -114,10 +115,10 @@ func serviceConfig(p Place) *service.Config {
 }
 
 // Logs returns the command that shows what the service wrote, the newest first.
-func (i Installer) Logs(lines int, follow bool) *exec.Cmd {
-	script := fmt.Sprintf("Get-WinEvent -FilterHashtable @{LogName='Application';ProviderName='%s'} -MaxEvents %d | Format-Table -Wrap TimeCreated,LevelDisplayName,Message", name, lines)
-	if follow {
+func (i Installer) Logs(ctx context.Context, l Log) *exec.Cmd {
+	script := fmt.Sprintf("Get-WinEvent -FilterHashtable @{LogName='Application';ProviderName='%s'} -MaxEvents %d | Format-Table -Wrap TimeCreated,LevelDisplayName,Message", name, l.Lines)
+	if l.Follow {
 		script = "while ($true) { Clear-Host; " + script + "; Start-Sleep 2 }"
 	}
-	return exec.Command("powershell", "-NoProfile", "-Command", script)
+	return exec.CommandContext(ctx, "powershell", "-NoProfile", "-Command", script)
 }

@@ -31,7 +31,7 @@ func (b *bundleFlags) add(cmd *cobra.Command) {
 	f.StringVar(&b.file, "bundle", "", "write the code and what follows into a new `FILE`")
 	f.StringSliceVar(&b.urls, "url", nil, "for a bundle: `URL` by which gateways reach this cloud, wss://HOST")
 	f.StringVar(&b.caFile, "ca-file", "", "for a bundle: own roots of that address, a PEM `FILE`")
-	f.StringVar(&b.configFile, "settings", "", "for a bundle: settings of the gateway beside [gateway] and [uplink], a TOML `FILE`")
+	f.StringVar(&b.configFile, "settings", "", "for a bundle: settings of the gateway beside [gateway] and uplink.urls, a TOML `FILE`")
 }
 
 // read gathers it, and finds what is wrong before there is a claim.
@@ -59,10 +59,44 @@ func (b *bundleFlags) read() error {
 		}
 		*part.text = string(text)
 	}
+	if err := b.checkSettings(); err != nil {
+		return fmt.Errorf("--settings %s:\n%w", b.configFile, err)
+	}
 	if len(b.urls) == 0 {
 		return errors.New("by which address do gateways reach this cloud? Name it with --url wss://HOST")
 	}
 	return b.made.Check()
+}
+
+// checkSettings finds here what the site would find else, where nobody can mend it.
+func (b *bundleFlags) checkSettings() error {
+	if b.configFile == "" {
+		return nil
+	}
+	c, _, err := touchline.LoadConfig(b.configFile, nil, nil)
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(c.Uplink.URLs) > 0:
+		return errors.New("uplink.urls is what --url says: leave it out")
+	case c.Uplink.CAFile != "" && b.caFile != "":
+		return errors.New("uplink.ca_file is what --ca-file says: leave one of the two out")
+	}
+	// The installation puts a [gateway] of its own before it.
+	whole, err := os.CreateTemp("", "touchline-bundle-*.toml")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(whole.Name())
+	_, err = whole.WriteString("[gateway]\n" + b.made.Config)
+	if err := errors.Join(err, whole.Close()); err != nil {
+		return err
+	}
+	if _, _, err := touchline.LoadConfig(whole.Name(), nil, nil); err != nil {
+		return errors.New("it has to begin with the line of a table, such as [sensors], and to have no [gateway]: that is the installation's")
+	}
+	return nil
 }
 
 func (b *bundleFlags) write(cmd *cobra.Command, c cloud.Claim, code credential.Claim) error {

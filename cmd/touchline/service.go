@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -64,7 +67,7 @@ touchline.previous; its own install goes back.
 With --claim the gateway is enrolled and started as well, in this one line. A
 bundle has cloud, claim, roots and settings in one file; where the cloud is not
 reached, the gateway takes samples and enrols by itself once it is.`,
-		Example: `  sudo ./touchline install --claim ABCD-EFGH-JKMN --cloud wss://cloud.example.org
+		Example: `  sudo ./touchline install --claim - --cloud wss://cloud.example.org
   sudo ./touchline install --bundle stadium.bundle
   ./touchline install --dry-run`,
 		Args: cobra.NoArgs,
@@ -141,8 +144,11 @@ func (o *installation) gather(in io.Reader) (err error) {
 			return fmt.Errorf("--ca-file: %w", err)
 		}
 		o.expected.CA = string(text)
+		if len(o.cloud) == 0 {
+			return errors.New("--ca-file has the roots of a cloud: name it with --cloud wss://HOST")
+		}
 	}
-	return nil
+	return o.expected.CheckCA()
 }
 
 // checkSettings finds out before anything is changed whether the settings will
@@ -168,40 +174,83 @@ func (o *installation) checkSettings(options installer.Options) error {
 	if err != nil {
 		return fmt.Errorf("the settings would not do:\n%w", err)
 	}
-	if o.expected.Claim != "" && len(c.Uplink.URLs) == 0 {
-		if edited {
-			return fmt.Errorf("%s was edited, and is not overwritten: write urls = [%q] into its [uplink], and repeat this", o.Place().Config, "wss://…")
+	b := &o.expected
+	if edited {
+		if err := o.fits(c); err != nil {
+			return err
 		}
+	}
+	if b.Claim == "" {
+		return nil
+	}
+	if len(c.Uplink.URLs) == 0 {
 		return errors.New("where is the cloud? Name it with --cloud wss://HOST")
 	}
-	if o.expected.Claim != "" { // a typo is found now, and not by a gateway that nobody looks at
-		_, err = credential.ParseClaim(o.expected.Claim)
+	if c.Uplink.TokenFile != "" {
+		return fmt.Errorf("%s has uplink.token_file, which goes before the key that a claim registers: remove it, and repeat this", o.Place().Config)
 	}
+	_, err = credential.ParseClaim(b.Claim) // a typo is found now, and not by a gateway that nobody looks at
 	return err
 }
 
-// enrol uses the claim, unless this gateway has a key that the cloud knows
-// already; where the cloud is not reached a bundle's waits.
+// fits says whether settings that a person wrote, which stay, are what this
+// installation is meant for.
+func (o *installation) fits(c touchline.Config) error {
+	b, file := &o.expected, o.Place().Config
+	stays := func(is, want string) error {
+		return fmt.Errorf("%s was edited, and is not overwritten: %s; write %s into its [uplink], and repeat this", file, is, want)
+	}
+	if len(b.Cloud) > 0 && !slices.Equal(b.Cloud, c.Uplink.URLs) {
+		return stays(fmt.Sprintf("it names the cloud %q, and not %q", c.Uplink.URLs, b.Cloud), fmt.Sprintf("urls = [\"%s\"]", strings.Join(b.Cloud, "\", \"")))
+	}
+	if b.Claim != "" && len(c.Uplink.URLs) == 0 {
+		return stays("it names no cloud", "urls = [\"wss://HOST\"]")
+	}
+	if b.CA != "" && c.Uplink.CAFile != o.RootsFile() {
+		return stays("it does not use the roots", fmt.Sprintf("ca_file = %q", o.RootsFile()))
+	}
+	return nil
+}
+
+// enrol uses the claim; where the cloud is not reached a bundle's waits.
 func (o *installation) enrol(cmd *cobra.Command) error {
-	c, _, err := touchline.LoadConfig(o.Place().Config, nil, map[string]string{"gateway.data": o.Place().Data})
+	c, err := o.settings()
 	if err != nil {
-		return fmt.Errorf("settings:\n%w", err)
+		return err
 	}
 	folder, err := daemon.OpenFolder(c)
 	if err != nil {
 		return err
 	}
 	defer folder.Close()
+	named, err := o.namedID()
+	if err != nil {
+		return err
+	}
 	claim := daemon.EnrolOptions{Code: o.expected.Claim, Cloud: c.Uplink.URLs[0], Gateway: o.expected.Gateway, Insecure: o.insecure}
+	switch {
+	case claim.Gateway == "":
+		claim.Gateway = named
+	case named != "" && named != claim.Gateway:
+		return fmt.Errorf("%s says gateway.id = %q, and the claim is for %s: remove id from the settings, and repeat this", o.Place().Config, named, claim.Gateway)
+	}
 	if o.Root != "" {
 		return folder.EnrolLater(claim)
 	}
+	was, err := folder.Enrolled()
+	if err != nil {
+		return err
+	}
 	done, err := folder.Enrol(cmd.Context(), claim)
 	switch {
+	case err == nil && named != "" && named != done.Gateway:
+		return fmt.Errorf("enrolled as %s, and %s says gateway.id = %q: set id = %q there, then `touchline restart`", done.Gateway, o.Place().Config, named, done.Gateway)
 	case err == nil:
 		fmt.Fprintf(o.Out, "enrolled as %s, of the venue %s\n", done.Gateway, printable(done.Venue))
 		return nil
-	case o.bundle == "":
+	case was != "" && (o.bundle == "" || !errors.Is(err, daemon.ErrNotReached)):
+		return fmt.Errorf("this gateway was enrolled before, as %s, and goes on as that (`touchline status` says whether it may): %w", was, err)
+	case o.bundle == "" || !errors.Is(err, daemon.ErrNotReached) || cmd.Context().Err() != nil:
 		return fmt.Errorf("the gateway is installed, and not enrolled: repeat this line once the reason is gone: %w", err)
 	}
 	if err := folder.EnrolLater(claim); err != nil {
@@ -210,6 +259,43 @@ func (o *installation) enrol(cmd *cobra.Command) error {
 	fmt.Fprintf(o.Out, "not enrolled yet (%v): the gateway takes samples, and enrols by itself once it gets through, until %s\n",
 		err, moment(o.expected.Expires))
 	return nil
+}
+
+// settings are those that are installed now. In an image the data folder is that
+// of the image.
+func (o *installation) settings() (touchline.Config, error) {
+	return installedSettings(o.Place(), o.Root)
+}
+
+func installedSettings(p installer.Place, root string) (touchline.Config, error) {
+	c, _, err := touchline.LoadConfig(p.Config, nil, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		c, _, err = touchline.LoadConfig("", nil, map[string]string{"gateway.data": p.Data})
+		root = "" // it is in there
+	}
+	if err == nil && root != "" {
+		c, _, err = touchline.LoadConfig(p.Config, nil, map[string]string{"gateway.data": filepath.Join(root, c.Gateway.Data)})
+	}
+	if err != nil {
+		return c, fmt.Errorf("settings:\n%w", err)
+	}
+	if _, err := os.Stat(c.Gateway.Data); c.Gateway.Data != p.Data && err != nil {
+		return c, fmt.Errorf("gateway.data of %s: %w: make the folder, of user touchline, 0700", p.Config, err)
+	}
+	return c, nil
+}
+
+// namedID returns the id that a person wrote into the settings, "" for none.
+func (o *installation) namedID() (string, error) {
+	// What stays, where no folder says how the cloud calls it, is the host's.
+	c, _, err := touchline.LoadConfig(o.Place().Config, nil, map[string]string{"gateway.data": os.DevNull})
+	if err != nil {
+		return "", fmt.Errorf("settings:\n%w", err)
+	}
+	if host, err := os.Hostname(); err == nil && c.Gateway.ID == host {
+		return "", nil
+	}
+	return c.Gateway.ID, nil
 }
 
 func uninstallCommand() *cobra.Command {
@@ -221,12 +307,14 @@ func uninstallCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			i.Out = cmd.OutOrStdout()
+			removal := installer.Removal{Purge: purge}
 			if purge && !lose && !i.DryRun {
-				if err := nothingWaits(cmd, i.Place()); err != nil {
+				removal.Check = func() error { return nothingWaits(cmd, i) }
+				if err := removal.Check(); err != nil { // before anything stops; what comes until then is seen by the second look
 					return err
 				}
 			}
-			return i.Uninstall(installer.Removal{Purge: purge})
+			return i.Uninstall(removal)
 		},
 	}
 	f := cmd.Flags()
@@ -238,14 +326,12 @@ func uninstallCommand() *cobra.Command {
 }
 
 // nothingWaits keeps --purge from deleting what nobody else has.
-func nothingWaits(cmd *cobra.Command, p installer.Place) error {
+func nothingWaits(cmd *cobra.Command, i installer.Installer) error {
+	p := i.Place()
 	if _, err := os.Stat(p.Data); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	c, _, err := touchline.LoadConfig(p.Config, nil, map[string]string{"gateway.data": p.Data})
-	if errors.Is(err, os.ErrNotExist) {
-		c, _, err = touchline.LoadConfig("", nil, map[string]string{"gateway.data": p.Data})
-	}
+	c, _, err := touchline.LoadConfig("", nil, map[string]string{"gateway.data": p.Data})
 	if err != nil {
 		return fmt.Errorf("settings:\n%w", err)
 	}
@@ -254,15 +340,12 @@ func nothingWaits(cmd *cobra.Command, p installer.Place) error {
 		return err
 	}
 	defer folder.Close()
-	summary, err := folder.Export(cmd.Context(), false, io.Discard) // what the cloud has not
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // it never ran
-	}
+	waits, err := folder.Waiting(cmd.Context())
 	if err != nil {
 		return fmt.Errorf("look what the buffer holds: %w (--lose-samples deletes it whatever it is)", err)
 	}
-	if n := summary.Samples; n > 0 {
-		return fmt.Errorf("the buffer holds %d samples that the cloud has not: let the gateway deliver them (`touchline status`), or take them along (`touchline buffer export`); --lose-samples deletes them", n)
+	if !waits.Nothing() {
+		return fmt.Errorf("%s holds %s: let the gateway deliver them (`touchline status`), or take samples along (`touchline buffer export`); --lose-samples deletes all", p.Data, waits)
 	}
 	return nil
 }
@@ -275,9 +358,13 @@ func logsCommand() *cobra.Command {
 		Short: "Show what the installed service has logged",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			show := installer.Installer{}.Logs(lines, follow)
+			show := installer.Installer{}.Logs(cmd.Context(), installer.Log{Lines: lines, Follow: follow})
 			show.Stdout, show.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
-			if err := show.Run(); err != nil && cmd.Context().Err() == nil {
+			err := show.Run()
+			if errors.Is(err, exec.ErrNotFound) {
+				return fmt.Errorf("show log: %w: this machine keeps none that %s can show; where `touchline run` writes its standard error is where the log is", err, cmd.CommandPath())
+			}
+			if err != nil && cmd.Context().Err() == nil {
 				return fmt.Errorf("show log: %w", err)
 			}
 			return nil
