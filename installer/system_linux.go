@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/kardianos/service"
@@ -92,17 +93,53 @@ func (i Installer) account(p Place) []step {
 		return []step{textFile{path: filepath.Join(i.Root, "/usr/lib/sysusers.d/touchline.conf"), text: systemd.GatewayUser, mode: 0o644}}
 	}
 	return []step{
+		// By itself: useradd writes the user before his group, and a power cut
+		// between the two leaves a service that can't be started.
+		act{what: "create group " + name, so: hasGroup, enact: func() error {
+			args := []string{"--system", name}
+			if u, err := user.Lookup(name); err == nil {
+				args = []string{"--gid", u.Gid, name}
+			}
+			return command("groupadd", args...)
+		}},
 		act{what: "create user " + name, so: hasUser, enact: func() error {
-			return command("useradd", "--system", "--home-dir", p.Data, "--no-create-home", "--shell", "/usr/sbin/nologin", "--user-group", name)
+			return command("useradd", "--system", "--home-dir", p.Data, "--no-create-home", "--shell", "/usr/sbin/nologin", "--gid", name, name)
 		}},
 		// systemd would make it, too; a gateway is enrolled before its first start.
-		act{what: fmt.Sprintf("create folder %s, of user %s alone", p.Data, name), so: func() (bool, error) { return exists(p.Data), nil }, enact: func() error {
+		act{what: fmt.Sprintf("create folder %s, of user %s alone", p.Data, name), so: func() (bool, error) { return given(p.Data) }, enact: func() error {
 			if err := os.MkdirAll(p.Data, 0o700); err != nil {
 				return err
 			}
 			return command("chown", name+":"+name, p.Data)
 		}},
 	}
+}
+
+// given says whether the folder is somebody's. One of root's that is empty was
+// just made; what is in others changes hands with them, when systemd starts the
+// service.
+func given(dir string) (bool, error) {
+	info, err := os.Stat(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 {
+		return true, nil
+	}
+	names, err := os.ReadDir(dir)
+	return len(names) > 0, err
+}
+
+func hasGroup() (bool, error) {
+	_, err := user.LookupGroup(name)
+	var unknown user.UnknownGroupError
+	if errors.As(err, &unknown) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func hasUser() (bool, error) {
@@ -120,6 +157,8 @@ func (i Installer) forgetAccount() []step {
 	}
 	return []step{act{what: "remove user " + name, so: func() (bool, error) { has, err := hasUser(); return !has, err }, enact: func() error {
 		return command("userdel", name)
+	}}, act{what: "remove group " + name, so: func() (bool, error) { has, err := hasGroup(); return !has, err }, enact: func() error {
+		return command("groupdel", name) // userdel does it where groups are users'
 	}}}
 }
 
@@ -255,7 +294,7 @@ func (i Installer) handOver() []step {
 
 // is asks systemd one of its questions about the service.
 func is(question string) bool {
-	return exec.Command("systemctl", question, "--quiet", name+".service").Run() == nil
+	return exec.Command("systemctl", question, "--quiet", name+".service").Run() == nil // #nosec G204 -- words of this package, and no shell
 }
 
 func serviceConfig(Place) *service.Config {
@@ -311,7 +350,7 @@ func (i Installer) Logs(ctx context.Context, l Log) *exec.Cmd {
 
 func command(name string, args ...string) error {
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil { // #nosec G204 -- words of this package, and no shell
-		return fmt.Errorf("%s: %w: %s", name, err, out)
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
