@@ -34,6 +34,7 @@ func TestSystem_TheProgramInstallsItself(t *testing.T) {
 		if _, stderr, status := run(t, "touchline", "enroll", used, "--data", t.TempDir(), "--cloud", address); status != 0 {
 			t.Fatalf("another box: %s", stderr)
 		}
+		b.venue = "stadium-2" // the other box is the first
 		refused("unknown or was used", "/root/this", "install", "--claim", used, "--cloud", address)
 		b.do("touchline", "install")
 
@@ -80,7 +81,11 @@ func TestSystem_TheProgramInstallsItself(t *testing.T) {
 		}
 		b.startCloud()
 
-		b.dpkgInstall("this", "touchline")
+		found := must(filepath.Glob(filepath.Join(os.Getenv(systemFiles), "this", "touchline_*.deb")))
+		tool(t, "cp", found[0], filepath.Join(b.root, "root", "touchline.deb"))
+		b.do("dpkg", "--force-confold", "--install", "/root/touchline.deb") // settings that no package knows: else it asks
+		c.hold(t)
+		b.drained()
 		refused("apt purge", "/usr/local/bin/touchline", "uninstall", "--purge")
 		b.do("/usr/local/bin/touchline", "uninstall")
 		if is := b.property("ActiveState") + " " + b.property("UnitFileState"); is != "active enabled" {
@@ -90,6 +95,7 @@ func TestSystem_TheProgramInstallsItself(t *testing.T) {
 			t.Errorf("its unit is %s", from)
 		}
 		b.ready()
+		c.release()
 		c.more(t, 100)
 		t.Logf("MEASURED installed, upgraded, back, and handed to a package: %s", b.settle(c))
 	})
