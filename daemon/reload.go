@@ -23,7 +23,7 @@ var reloadable = []string{
 // Settings that name files with passwords.
 const (
 	keyBroker        = "sensors.broker"
-	keyProxyPassword = "uplink.proxy_password_file"
+	keyProxyPassword = "uplink.proxy_password_file" // #nosec G101 -- the name of a setting
 )
 
 func isReloadable(key string) bool {

@@ -454,6 +454,57 @@ func TestService_TheCloudIsWaitedFor(t *testing.T) {
 	m.wait(0, "EXTEND_TIMEOUT_USEC=33000000")
 }
 
+// TestService_TheCloudReloads sends SIGHUP to a node: no gateway loses its
+// session, log.level counts, and the rest is named.
+func TestService_TheCloudReloads(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "")
+	m := newServiceManager(t)
+	s.beginCloud = m.begin
+	s.startCloud()
+	m.wait(0, "READY=1")
+	s.startGateway()
+	c := s.publish(everyDoor...)
+	c.more(t, 100)
+	waitFor(t, "a session", func() bool { return s.status().Uplink.State == "connected" })
+	sessions := s.status().Uplink.Sessions
+	reload := func() (words []string) {
+		t.Helper()
+		from := len(m.all())
+		if err := s.cloud.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		m.wait(from, "READY=1")
+		return m.all()[from:]
+	}
+	said := func(words []string, what string) {
+		t.Helper()
+		if !strings.Contains(strings.Join(words, "\n"), what) {
+			t.Errorf("the service manager heard %q, want %q", words, what)
+		}
+	}
+	editFile(t, s.cloudConfig, "listen = ", "limits.handshakes = 99\nlog.level = \"warn\"\nlisten = ")
+	said(reload(), "; restart for limits.handshakes")
+	editFile(t, s.cloudConfig, "limits.handshakes = 99", "limits.handshakes = \"many\"")
+	said(reload(), "; SETTINGS NOT RELOADED")
+	editFile(t, s.cloudConfig, "limits.handshakes = \"many\"\n", "")
+	if words := reload(); strings.Contains(strings.Join(words, "\n"), ";") {
+		t.Errorf("nothing differs any more, and the service manager heard %q", words)
+	}
+	c.more(t, 100)
+	c.finish(t)
+	s.drained()
+	if v := s.audit(c); !v.holds() {
+		t.Error(v)
+	}
+	if now := s.status().Uplink.Sessions; now != sessions {
+		t.Errorf("the gateway has had %d sessions, %d before", now, sessions)
+	}
+	if log := s.cloud.log.String(); strings.Contains(log, "settings are reloaded") || !strings.Contains(log, "settings are not reloaded") {
+		t.Error("log.level = \"warn\" does not count from the reload on")
+	}
+}
+
 // A unit of Type=notify may start a recorder, too: one that never said that it
 // is ready was ended after TimeoutStartSec=, again and again.
 func TestService_ARecorderIsReady(t *testing.T) {

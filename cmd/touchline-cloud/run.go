@@ -19,8 +19,12 @@ func runCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Run the cloud until SIGTERM or Ctrl-C",
-		Args:  cobra.NoArgs,
+		Long: `Runs the cloud until SIGTERM or Ctrl-C. SIGHUP has it read its settings again:
+log.level counts at once, and what else has changed is named in the log and
+needs a restart. Certificates are read again whenever their files change.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			hup := hangups()
 			c, err := s.load()
 			if err != nil {
 				return err
@@ -28,7 +32,9 @@ func runCommand(s *settings) *cobra.Command {
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(gcPercent)
 			}
-			logger := c.Log.Logger(systemd.Log(os.Stderr))
+			var level slog.LevelVar
+			level.Set(c.Log.SlogLevel())
+			logger := c.Log.LoggerAt(systemd.Log(os.Stderr), &level)
 			store, err := openStore(cmd.Context(), &c, logger)
 			if err != nil {
 				return err
@@ -41,7 +47,8 @@ func runCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return errors.Join(err, queue.Close(), store.Close())
 			}
-			err = serve(cmd.Context(), c, parts{store, queue, bus}, logger)
+			reload := &reloader{hup: hup, load: s.load, level: &level, log: logger, began: c}
+			err = serve(cmd.Context(), c, parts{store, queue, bus, reload}, logger)
 			return errors.Join(err, bus.Close(), queue.Close(), store.Close())
 		},
 	}
@@ -54,9 +61,10 @@ const gcPercent = 40
 
 // parts are what a node stands on. queue and bus are nil where there is none.
 type parts struct {
-	store recordStore
-	queue *jetstream.Queue
-	bus   *jetstream.Bus
+	store  recordStore
+	queue  *jetstream.Queue
+	bus    *jetstream.Bus
+	reload *reloader
 }
 
 // serve runs the cloud until ctx ends; then nobody uses the parts any more.
@@ -88,6 +96,7 @@ func serve(ctx context.Context, c cloud.Config, p parts, logger *slog.Logger) er
 		return err
 	}
 	defer notify(ctx, c)()
+	defer p.reload.start()()
 	group, ctx := errgroup.WithContext(ctx)
 	// What the server stands on outlives it: gateways leave a node that drains when what they
 	// sent is stored, and are told so.
