@@ -187,8 +187,9 @@ func (d *Decoder) readDirectory(streams [streamCount][]byte, count int) error {
 		return errors.New("list of series is malformed")
 	}
 	total := 0
+	beyond := func(ref uint32, n int) bool { return uint64(ref) >= uint64(n) } // an int may have 32 bits
 	for _, s := range d.series {
-		if int(s.sensor) >= len(d.tables[0]) || int(s.metric) >= len(d.tables[1]) || int(s.unit) >= len(d.tables[2]) || int(s.times) >= len(d.times) {
+		if beyond(s.sensor, len(d.tables[0])) || beyond(s.metric, len(d.tables[1])) || beyond(s.unit, len(d.tables[2])) || beyond(s.times, len(d.times)) {
 			return errors.New("series refers to what is not there")
 		}
 		total += int(d.times[s.times].count) // at most 2^32 in all

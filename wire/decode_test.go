@@ -163,10 +163,16 @@ func TestDecode_SaysWhatIsWrong(t *testing.T) {
 		data[at] = b
 		return data
 	}
+	strange := append([]byte{0, 1, 1, 1}, binary.AppendUvarint(nil, 2<<31)...) // sensor 2^31, which an int of 32 bits has below 0
+	strange = append(strange, 0, 0, 0)
+	strange = append([]byte{blockVersion, 0, 0, 1, 8, 1, 1, 'a', 1, 1, 'm', 1, 0, byte(len(strange))}, strange...)
+	strange = append(strange, make([]byte, streamCount-2)...)
 	for name, test := range map[string]struct {
 		data []byte
 		want string
 	}{
+		"a series of no sensor": {strange, "refers to what is not there"},
+
 		"nothing":       {nil, "head is cut off"},
 		"version":       {with(0, 2), "version 2: want 1"},
 		"flags":         {with(1, 0x80), "unknown flags 0x80"},
