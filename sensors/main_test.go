@@ -213,7 +213,7 @@ func (s *memStore) awaitQueued(t testing.TB, samples int) {
 var errCommit = errors.New("disk I/O error")
 
 // testLimits are above what a test does.
-var testLimits = Limits{PerAddress: 10_000, Handshakes: 100_000, Messages: 10_000_000, Bytes: 10 << 30, Login: patience, Receive: patience, Write: patience}
+var testLimits = Limits{PerAddress: 10_000, Handshakes: 100_000, Messages: 10_000_000, Bytes: 1 << 30, Login: patience, Receive: patience, Write: patience}
 
 // openAccess lets in anybody.
 func openAccess(t testing.TB) *Access {

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sort"
@@ -238,7 +239,7 @@ func (fs *flights) late(timeout time.Duration, now time.Time) []*flight {
 		}
 	}
 	// In order of sending, so that the cloud gets them as it got them first.
-	slices.SortFunc(late, func(a, b *flight) int { return int(int64(a.sent) - int64(b.sent)) })
+	slices.SortFunc(late, func(a, b *flight) int { return cmp.Compare(a.sent, b.sent) })
 	return late
 }
 

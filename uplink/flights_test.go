@@ -131,7 +131,7 @@ func TestFullJitter_StaysWithinItsBounds(t *testing.T) {
 		{time.Second, time.Minute, 1, 2 * time.Second},
 		{time.Second, time.Minute, 5, 32 * time.Second},
 		{time.Second, time.Minute, 6, time.Minute},
-		{time.Second, time.Minute, 1 << 40, time.Minute},
+		{time.Second, time.Minute, 1 << 30, time.Minute},
 		{1, 24 * time.Hour, 46, 1 << 46},
 		{1, 24 * time.Hour, 47, 24 * time.Hour},
 		{time.Minute, time.Minute, 0, time.Minute},

@@ -204,7 +204,7 @@ const sweepBatch = 100_000
 // sweepRetired deletes rows of place that have been out of force for longer
 // than age, or all of them.
 func sweepRetired(ctx context.Context, tx pgx.Tx, age time.Duration) error {
-	limit := sweepBatch
+	limit := int64(sweepBatch)
 	if age == sweepAll {
 		age, limit = 0, 1<<62
 	}
