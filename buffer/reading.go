@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 
@@ -154,7 +153,7 @@ func openStoreToRead(ctx context.Context, path string) (*store, error) {
 // store that comes with an error is the caller's to close.
 func connectToRead(ctx context.Context, path string) (*store, error) {
 	s := &store{path: path, vfs: readVFS}
-	uri := (&url.URL{Scheme: "file", Path: path}).String() +
+	uri := uriOf(path) +
 		"?mode=ro&vfs=" + s.vfs + "&_locking_mode=EXCLUSIVE&_query_only=true&_busy_timeout=5000"
 	logBytes, err := sizeOf(path + "-wal")
 	if err != nil {

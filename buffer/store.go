@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -134,10 +135,19 @@ func (s *store) unmade() bool {
 	return err != nil || info.Size() == 0 || journal == nil
 }
 
+// uriOf names a file to SQLite (sqlite.org/uri.html), whose paths of Windows are
+// file:///C:/folder/file.
+func uriOf(path string) string {
+	path = filepath.ToSlash(path)
+	if filepath.VolumeName(path) != "" {
+		path = "/" + path
+	}
+	return (&url.URL{Scheme: "file", Path: path}).String()
+}
+
 // connect opens the connections.
 func (s *store) connect(ctx context.Context) error {
-	uri := (&url.URL{Scheme: "file", Path: s.path}).String()
-	common := uri + "?vfs=" + s.vfs + "&_journal_mode=WAL&_synchronous=" + synchronous + "&_busy_timeout=5000"
+	common := uriOf(s.path) + "?vfs=" + s.vfs + "&_journal_mode=WAL&_synchronous=" + synchronous + "&_busy_timeout=5000"
 	var err error
 	writer := common + "&_txlock=immediate&_cache_size=-8000"
 	if s.unmade() {
