@@ -190,6 +190,12 @@ func (b *box) enrolled() {
 		b.startCloud()
 	}
 	b.dpkgInstall("this", "touchline")
+	b.enrol()
+}
+
+// enrol gives a claim to the gateway that is installed.
+func (b *box) enrol() {
+	b.t.Helper()
 	code, stderr, status := run(b.t, "touchline-cloud", "gateway", "claim", "--config", b.cloudConfig, "--venue", "stadium")
 	if status != 0 {
 		b.t.Fatalf("claim: %s", stderr)
