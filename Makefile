@@ -6,6 +6,7 @@
 # make test-arm    the programs for arm64 and armhf, in an emulator
 # make fuzz        every decoder is fed with anything, FUZZTIME each
 # make check      make test, gosec and govulncheck, and the gateway for Windows
+# make windows    the gateway for Windows, built, and run by wine where that is
 # make bench       the yardstick: gateway and cloud under load, beside a peer
 # make bench-cloud what a node of the cloud records, and what a gateway costs it
 # make build       bin/touchline, bin/touchline-cloud
@@ -72,12 +73,14 @@ fuzz:
 
 check: test security windows
 
-# The gateway for Windows, with Debian's cross compiler: SQLite needs C.
+# The gateway for Windows, with Debian's cross compiler: SQLite needs C. It is run
+# where wine is; that says so where it is not.
 windows:
 	@.ci/setup windows
 	@mkdir -p bin
 	@GOOS=windows CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc $(GO) vet ./cmd/touchline
 	@GOOS=windows CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc $(GO) build -o bin/touchline.exe ./cmd/touchline
+	@TOUCHLINE_TEST_WINDOWS=$(CURDIR)/bin/touchline.exe $(GO) test -v -count=1 -timeout 20m -run '^TestWindows_' ./e2e
 
 # The tools are built the first time, which takes some minutes.
 security:
