@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -135,6 +136,15 @@ func TestUnits_RoundTrip(t *testing.T) {
 		var z config.Size
 		if err := z.UnmarshalText([]byte(s)); err == nil {
 			t.Errorf("size %q passed as %s", s, z)
+		}
+	}
+}
+
+// An int is smaller than the largest size on boards of 32 bits.
+func TestSize_IsAnIntThatFits(t *testing.T) {
+	for _, size := range []config.Size{0, 8 << 10, math.MaxInt32, 4 << 30, 1 << 40} {
+		if got := size.Int(); int64(got) != min(int64(size), math.MaxInt) {
+			t.Errorf("%s becomes %d", size, got)
 		}
 	}
 }

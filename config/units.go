@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +47,10 @@ func (Duration) Example() string { return "10s" }
 
 // A Size is a number of bytes in a setting: "64KiB", "10GiB", "500MB" or "0".
 type Size int64
+
+// Int returns it for what counts bytes in an int, which on boards of 32 bits ends
+// at 2 GiB: more is that, and never less than nothing.
+func (s Size) Int() int { return int(min(int64(s), math.MaxInt)) }
 
 var sizeUnits = []struct {
 	suffix string

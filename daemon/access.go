@@ -32,7 +32,7 @@ func openAccess(c touchline.Config, logger *slog.Logger) (*sensors.Access, error
 		Keys: keys, Rules: rules, PerSensor: s.Limits.ConnectionsPerSensor,
 		Limits: sensors.Limits{
 			PerAddress: s.Limits.ConnectionsPerAddress, Handshakes: s.Limits.HandshakesPerSecond,
-			Messages: s.Limits.MessagesPerSecond, Bytes: int(s.Limits.BytesPerSecond), Login: time.Duration(s.Limits.LoginTimeout),
+			Messages: s.Limits.MessagesPerSecond, Bytes: s.Limits.BytesPerSecond.Int(), Login: time.Duration(s.Limits.LoginTimeout),
 			Receive: time.Duration(s.Limits.ReceiveTimeout), Write: time.Duration(s.Limits.WriteTimeout),
 		},
 	}, logger)

@@ -138,7 +138,7 @@ func (d *Daemon) openBuffer(ctx context.Context, logger *slog.Logger) (err error
 func (d *Daemon) openMQTT(plain, encrypted net.Listener, secure *tls.Config, logger *slog.Logger) (err error) {
 	s := &d.config.Sensors
 	d.mqtt, err = sensors.ListenMQTT(sensors.MQTTOptions{
-		Listener: plain, TLSListener: encrypted, TLS: secure, PayloadBytes: int(s.MaxPayload), MaxConnections: s.MaxConnections,
+		Listener: plain, TLSListener: encrypted, TLS: secure, PayloadBytes: s.MaxPayload.Int(), MaxConnections: s.MaxConnections,
 		Window: mqttWindow, Patience: fullPatience, Subscribers: s.Limits.Subscribers, SubscriberQueue: s.Limits.SubscriberQueue,
 	}, d.intake, logger)
 	return err
@@ -147,7 +147,7 @@ func (d *Daemon) openMQTT(plain, encrypted net.Listener, secure *tls.Config, log
 func (d *Daemon) httpOptions() sensors.HTTPOptions {
 	s := &d.config.Sensors
 	return sensors.HTTPOptions{
-		BodyBytes: int(s.HTTP.MaxBody), MessageBytes: int(s.MaxPayload),
+		BodyBytes: s.HTTP.MaxBody.Int(), MessageBytes: s.MaxPayload.Int(),
 		MaxRequests: maxRequests, MaxStreams: s.MaxConnections, Window: streamWindow, PingInterval: pingInterval,
 	}
 }
@@ -217,7 +217,7 @@ func (d *Daemon) newBroker(c touchline.Config, b touchline.BrokerConfig, passwor
 	}
 	return sensors.NewBroker(sensors.BrokerOptions{
 		URL: b.URL, Topics: b.Topics, ClientID: clientID, Username: b.Username, Password: password,
-		PayloadBytes: int(c.Sensors.MaxPayload), Window: brokerWindow, MaxBackoff: brokerBackoff, TLS: d.brokerTLS(),
+		PayloadBytes: c.Sensors.MaxPayload.Int(), Window: brokerWindow, MaxBackoff: brokerBackoff, TLS: d.brokerTLS(),
 	}, d.intake, logger)
 }
 

@@ -82,7 +82,7 @@ func network(c *touchline.UplinkConfig) (uplink.Network, error) {
 func (d *Daemon) limits(c *touchline.UplinkConfig) (uplink.Limits, error) {
 	l := uplink.Limits{
 		Plain: !c.LiveFirst, NewestFirst: c.BacklogOrder == "newest",
-		MaxRate: int(c.MaxRate), BacklogShare: float64(c.BacklogShare) / 100,
+		MaxRate: c.MaxRate.Int(), BacklogShare: float64(c.BacklogShare) / 100,
 	}
 	hours, err := touchline.ParseHours(c.BacklogHours)
 	if err != nil {

@@ -80,7 +80,7 @@ func recordCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return errors.Join(err, bus.Close(), queue.Close(), store.Close())
 			}
-			recording := cloud.NewRecording(store, queue, cloud.RecordingOptions{QueueBytes: int(c.Queue.Bytes), Bus: bus}, logger).Trace(tracer)
+			recording := cloud.NewRecording(store, queue, cloud.RecordingOptions{QueueBytes: c.Queue.Bytes.Int(), Bus: bus}, logger).Trace(tracer)
 			logger.Info("touchline-cloud records what the queue holds")
 			_ = systemd.Notify(systemd.Ready, systemd.Status("Recording what the queue holds")) // nobody listens: nobody waits
 			group, ctx := errgroup.WithContext(cmd.Context())
