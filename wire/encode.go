@@ -93,7 +93,8 @@ func (e *Encoder) EncodeWith(dst []byte, samples []touchline.Sample, a Attribute
 			return Encoded{}, fmt.Errorf("encode block: %w: %.40q of sensor %.40q takes %d bytes: at most %d are allowed",
 				ErrTooLarge, samples[0].Metric, samples[0].Sensor, size, MaxBlockBytes)
 		}
-		limit = max(1, min(n-1, n*MaxBlockBytes/size*15/16))
+		share := int64(n) * MaxBlockBytes / int64(size) * 15 / 16 // up to 12 Gi on the way: no int of 32 bits
+		limit = max(1, min(n-1, int(share)))
 	}
 }
 
