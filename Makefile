@@ -63,7 +63,7 @@ test-system:
 # tested with an int of 32 bits first.
 test-arm:
 	@.ci/setup arm
-	@GOARCH=arm GOARM=7 CGO_ENABLED=0 $(GO) test -exec qemu-arm-static . ./config ./payload ./wire
+	@if [ "$$($(GO) env GOHOSTARCH)" = amd64 ]; then GOARCH=386 CGO_ENABLED=0 $(GO) test . ./config ./payload ./wire; else echo "make: SKIPPED decoders with an int of 32 bits: they need amd64"; fi
 	@ARCHS="arm64 armhf" packages/build bin/arm
 	@TOUCHLINE_TEST_ARM=$(CURDIR)/bin/arm $(GO) test -v -count=1 -timeout 60m -run '^TestArm_' ./e2e
 
