@@ -30,8 +30,10 @@ type recentBlock struct {
 // this opening: keys, and samples of the youngest blocks, as many as the window
 // has room for. What went aside since a newer touchline wrote it was in use
 // until this file was begun, and is looked up, too: what was not acknowledged
-// before a sensor's gateway went back comes again. What can't be read is not
-// known: that is no ground for not opening.
+// before a sensor's gateway went back comes again. Once the newer one is there
+// again, and has its samples back, its keys are still there alone: those that
+// hold for a day. What can't be read is not known: that is no ground for not
+// opening.
 func (b *Buffer) recall(ctx context.Context, aside []asideFile) error {
 	began := time.Now()
 	room := int(b.opts.RepeatBytes / leastSeenBytes)
@@ -40,14 +42,15 @@ func (b *Buffer) recall(ctx context.Context, aside []asideFile) error {
 		err = b.recallRows(ctx)
 	}
 	for _, a := range slices.Backward(aside) { // the youngest of them
-		if a.unknown() {
-			var more []recentBlock
-			if err == nil {
-				more, err = b.recallAside(ctx, a.path, &room)
-			}
-			blocks = append(more, blocks...)
-			break
+		if a.kind != newer && a.kind != taken {
+			continue
 		}
+		var more []recentBlock
+		if err == nil {
+			more, err = b.recallAside(ctx, &a, &room)
+		}
+		blocks = append(more, blocks...)
+		break
 	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("read what was stored last: %w", ctx.Err())
@@ -179,14 +182,15 @@ func (b *Buffer) eachRow(ctx context.Context, conn *sql.Conn, take func(seen.Row
 }
 
 // recallAside looks a file up that was set aside, without changing it. It was
-// so as this buffer's clock began. Its schema has the tables of ours, word for
-// word (see schemas).
-func (b *Buffer) recallAside(ctx context.Context, path string, room *int) (blocks []recentBlock, err error) {
+// so as this buffer's clock began, or gave this one its clock (see
+// salvage.ran). Its schema has the tables of ours, word for word (see schemas).
+func (b *Buffer) recallAside(ctx context.Context, a *asideFile, room *int) (blocks []recentBlock, err error) {
 	now := b.clock.now()
-	if now > seen.LongSpan.Milliseconds() {
+	gaveClock := !a.unknown() && a.report.State != "" && !a.report.Before
+	if now > seen.LongSpan.Milliseconds() && !gaveClock {
 		return nil, nil // all that it knows is over
 	}
-	st, err := connectToRead(ctx, path)
+	st, err := connectToRead(ctx, a.path)
 	defer func() { err = errors.Join(err, st.closeToRead()) }()
 	if err != nil {
 		return nil, err
@@ -196,8 +200,13 @@ func (b *Buffer) recallAside(ctx context.Context, path string, room *int) (block
 		return nil, err
 	}
 	p := past{conn: st.conn, known: state.epochs, before: state.runningMS}
-	if blocks, err = b.recallFrom(ctx, p, room); err != nil {
-		return nil, err
+	if gaveClock {
+		p.before = 0
+	}
+	if a.unknown() { // else its blocks are here
+		if blocks, err = b.recallFrom(ctx, p, room); err != nil {
+			return nil, err
+		}
 	}
 	return blocks, b.eachRow(ctx, st.conn, func(row seen.Row, committed int64) error {
 		return b.w.repeats.keys.Recall(row, committed-p.before, now)
