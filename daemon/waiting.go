@@ -7,9 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 
+	"touchline/buffer"
 	"touchline/relay"
 )
 
@@ -18,10 +18,11 @@ type Waiting struct {
 	Samples  uint64   // that the cloud has not
 	Archives int      // of other gateways, which this one carries
 	Aside    []string // databases that only a newer version reads
+	Left     []string // that were set aside, and from which not all has been taken over
 }
 
 // Nothing says whether the folder may go.
-func (w Waiting) Nothing() bool { return w.Samples == 0 && w.Archives == 0 && len(w.Aside) == 0 }
+func (w Waiting) Nothing() bool { return w.Samples == 0 && w.Archives == 0 && len(w.Aside)+len(w.Left) == 0 }
 
 // String lists it, for people.
 func (w Waiting) String() string {
@@ -34,6 +35,9 @@ func (w Waiting) String() string {
 	}
 	if len(w.Aside) > 0 {
 		parts = append(parts, "what a newer version wrote and has to take back ("+strings.Join(w.Aside, ", ")+")")
+	}
+	if len(w.Left) > 0 {
+		parts = append(parts, "what is not taken over yet from databases that were set aside, which the next start goes on with ("+strings.Join(w.Left, ", ")+")")
 	}
 	return strings.Join(parts, ", ")
 }
@@ -53,11 +57,6 @@ func (f *Folder) Waiting(ctx context.Context) (w Waiting, err error) {
 		return w, err
 	}
 	w.Archives = carried.Stats().Waiting
-	aside, err := filepath.Glob(filepath.Join(f.config.Gateway.Data, "buffer.db.newer-*"))
-	for _, name := range aside {
-		if strings.HasSuffix(name, "Z") { // not its report, nor its log
-			w.Aside = append(w.Aside, filepath.Base(name))
-		}
-	}
+	w.Aside, w.Left, err = buffer.Left(f.config.Gateway.Data)
 	return w, err
 }
