@@ -45,7 +45,7 @@ var mayImport = map[string][]string{
 	"touchline/relay":               {"touchline", "touchline/wire", "touchline/archive", "touchline/internal/folder"},
 	"touchline/simulator":           {"touchline", "touchline/payload"},
 	"touchline/cmd/touchline":       {"touchline", "touchline/credential", "touchline/preflight", "touchline/config", "touchline/archive", "touchline/daemon", "touchline/installer", "touchline/simulator", "touchline/systemd"},
-	"touchline/cmd/touchline-cloud": {"touchline/credential", "touchline", "touchline/identity", "touchline/cloud", "touchline/cloud/export", "touchline/cloud/jetstream", "touchline/cloud/postgres", "touchline/cloud/sqlite", "touchline/cloud/rollup", "touchline/wire", "touchline/cloud/tracing", "touchline/systemd"},
+	"touchline/cmd/touchline-cloud": {"touchline/credential", "touchline", "touchline/config", "touchline/identity", "touchline/cloud", "touchline/cloud/export", "touchline/cloud/jetstream", "touchline/cloud/postgres", "touchline/cloud/sqlite", "touchline/cloud/rollup", "touchline/wire", "touchline/cloud/tracing", "touchline/systemd"},
 	"touchline/cmd/demo":            {"touchline", "touchline/daemon", "touchline/cloud", "touchline/cloud/sqlite", "touchline/simulator", "touchline/cloud/rollup"},
 	"touchline/bench":               {"touchline", "touchline/wire", "touchline/cloud/sqlite", "touchline/cloud/postgres", "touchline/internal/pgtest"},
 	"touchline/e2e":                 {},

@@ -22,7 +22,9 @@ type Waiting struct {
 }
 
 // Nothing says whether the folder may go.
-func (w Waiting) Nothing() bool { return w.Samples == 0 && w.Archives == 0 && len(w.Aside)+len(w.Left) == 0 }
+func (w Waiting) Nothing() bool {
+	return w.Samples == 0 && w.Archives == 0 && len(w.Aside)+len(w.Left) == 0
+}
 
 // String lists it, for people.
 func (w Waiting) String() string {
