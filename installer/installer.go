@@ -7,6 +7,7 @@
 package installer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -120,7 +121,7 @@ func (i Installer) Uninstall(r Removal) error {
 	if r.Check != nil && !i.DryRun {
 		if err := r.Check(); err != nil {
 			if ended {
-				err = errors.Join(err, i.Start())
+				err = errors.Join(err, i.Start(context.Background()))
 			}
 			return err
 		}
@@ -143,28 +144,29 @@ func (i Installer) Uninstall(r Removal) error {
 
 // Start starts the service; one that runs goes on. It returns when the gateway
 // is ready and has lived for some seconds, or with what kept it from that.
-func (i Installer) Start() error { return i.control("start", "started", service.Service.Start) }
-
-// Stop stops the service and waits until it has ended.
-func (i Installer) Stop() error { return i.control("stop", "stopped", service.Service.Stop) }
-
-// Restart ends the service and starts it, also one that does not run.
-func (i Installer) Restart() error {
-	return i.control("restart", "restarted", service.Service.Restart)
+func (i Installer) Start(ctx context.Context) error {
+	return i.control(ctx, operation{"start", "started", service.Service.Start})
 }
 
-// liveSeconds is for how long a gateway that said that it is ready is looked
-// at: one that dies of its first samples, or of what its buffer holds, does so
-// then. One that died is looked at for moreSeconds from then on: it may do so
-// once, as it does when it has just been enrolled.
-const (
-	liveSeconds = 5
-	moreSeconds = 10
-)
+// Stop stops the service and waits until it has ended.
+func (i Installer) Stop(ctx context.Context) error {
+	return i.control(ctx, operation{"stop", "stopped", service.Service.Stop})
+}
 
-func (i Installer) control(what, done string, do func(service.Service) error) error {
+// Restart ends the service and starts it, also one that does not run.
+func (i Installer) Restart(ctx context.Context) error {
+	return i.control(ctx, operation{"restart", "restarted", service.Service.Restart})
+}
+
+// An operation is one that the service manager does.
+type operation struct {
+	what, done string
+	do         func(service.Service) error
+}
+
+func (i Installer) control(ctx context.Context, o operation) error {
 	if i.Root != "" {
-		return fmt.Errorf("%s service: that of an image can't be: leave out --root", what)
+		return fmt.Errorf("%s service: that of an image can't be: leave out --root", o.what)
 	}
 	if err := i.ready(); err != nil {
 		return err
@@ -172,24 +174,27 @@ func (i Installer) control(what, done string, do func(service.Service) error) er
 	if installed, err := i.installed(); err != nil {
 		return err
 	} else if !installed {
-		return fmt.Errorf("%s service: it is not installed: run `touchline install` first", what)
+		return fmt.Errorf("%s service: it is not installed: run `touchline install` first", o.what)
 	}
 	if i.DryRun {
-		i.say("would %s %s", what, name)
+		i.say("would %s %s", o.what, name)
 		return nil
 	}
-	err := i.ask(do)
-	if err == nil && what != "stop" {
-		err = i.outlives()
+	err := i.ask(o.do)
+	if err == nil && o.what != "stop" {
+		err = i.outlives(ctx)
+	}
+	if errors.Is(err, errUnwatched) {
+		return fmt.Errorf("%s service: %w", o.what, err)
 	}
 	if err != nil {
-		err = fmt.Errorf("%s service: %w (`touchline logs` shows why)", what, err)
-		if previous := i.Place().previous(); what != "stop" && exists(previous) {
+		err = fmt.Errorf("%s service: %w (`touchline logs` shows why)", o.what, err)
+		if previous := i.Place().previous(); o.what != "stop" && exists(previous) {
 			err = fmt.Errorf("%w; to go back to the version before: `%s install --start`", err, previous)
 		}
 		return err
 	}
-	i.say("%s %s", done, name)
+	i.say("%s %s", o.done, name)
 	return nil
 }
 

@@ -2,12 +2,15 @@ package installer
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"touchline/systemd"
 )
@@ -222,11 +225,26 @@ func TestInstall_WithoutSystemdSaysSo(t *testing.T) {
 	if exists("/run/systemd/system") {
 		t.Skip("this machine runs systemd")
 	}
-	for what, do := range map[string]func(Installer) error{"install": func(i Installer) error { return i.Install(Options{}) }, "start": Installer.Start, "uninstall": func(i Installer) error { return i.Uninstall(Removal{Purge: true}) }} {
+	for what, do := range map[string]func(Installer) error{"install": func(i Installer) error { return i.Install(Options{}) }, "start": func(i Installer) error { return i.Start(t.Context()) }, "uninstall": func(i Installer) error { return i.Uninstall(Removal{Purge: true}) }} {
 		if err := do(Installer{Out: &bytes.Buffer{}}); err != ErrNoSystemd {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+}
+
+// Who looks no longer is not kept: what was asked for is done by then.
+func TestPause_EndsWhenNobodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		if err := pause(t.Context(), time.Second); err != nil || time.Since(began) != time.Second {
+			t.Errorf("it waited for %v, %v", time.Since(began), err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if err := pause(ctx, time.Hour); err != errUnwatched || time.Since(began) != 2*time.Second {
+			t.Errorf("after a cancel it ended %v after it began, with %v", time.Since(began)-time.Second, err)
+		}
+	})
 }
 
 // The configuration of the package is what Install takes for its own: one that

@@ -3,6 +3,7 @@
 package installer
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -11,16 +12,20 @@ import (
 
 // outlives returns an error where a gateway that started is not running some
 // seconds later.
-func (i Installer) outlives() error {
+func (i Installer) outlives(ctx context.Context) error {
 	s, err := service.New(nothing{}, serviceConfig(i.Place()))
 	if err != nil {
 		return err
 	}
 	is := service.StatusRunning
 	for n := 0; err == nil && n < liveSeconds; n++ {
-		time.Sleep(time.Second)
+		if err := pause(ctx, time.Second); err != nil {
+			return err
+		}
 		if is, err = s.Status(); err == nil && is != service.StatusRunning {
-			time.Sleep(moreSeconds * time.Second)
+			if err := pause(ctx, moreSeconds*time.Second); err != nil {
+				return err
+			}
 			is, err = s.Status()
 			break
 		}

@@ -303,11 +303,13 @@ func serviceConfig(Place) *service.Config {
 
 // outlives returns an error where a gateway that is ready dies soon after, and
 // again. systemd starts it each time, so that it looks alive whenever one looks.
-func (i Installer) outlives() error {
+func (i Installer) outlives(ctx context.Context) error {
 	before, active, err := i.restarts()
 	now, last := before, liveSeconds
 	for n := 1; err == nil && n <= last; n++ {
-		time.Sleep(time.Second)
+		if err := pause(ctx, time.Second); err != nil {
+			return err
+		}
 		now, active, err = i.restarts()
 		if last == liveSeconds && (now != before || !active) {
 			last = n + moreSeconds

@@ -30,4 +30,4 @@ func serviceConfig(Place) *service.Config    { return &service.Config{Name: name
 func (i Installer) Logs(ctx context.Context, _ Log) *exec.Cmd {
 	return exec.CommandContext(ctx, "false")
 }
-func (i Installer) outlives() error { return nil }
+func (i Installer) outlives(context.Context) error { return nil }

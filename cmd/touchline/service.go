@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,12 +21,12 @@ import (
 
 // serviceCommands handle the gateway as a service of this machine.
 func serviceCommands() []*cobra.Command {
-	operation := func(use, short string, run func(installer.Installer) error) *cobra.Command {
+	operation := func(use, short string, run func(installer.Installer, context.Context) error) *cobra.Command {
 		var dryRun bool
 		cmd := &cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				return run(installer.Installer{Out: cmd.OutOrStdout(), DryRun: dryRun})
+				return run(installer.Installer{Out: cmd.OutOrStdout(), DryRun: dryRun}, cmd.Context())
 			},
 		}
 		cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
@@ -113,7 +114,7 @@ func (o *installation) run(cmd *cobra.Command) error {
 	case o.Root != "":
 		fmt.Fprintf(o.Out, "next: boot the image\n")
 	case o.start || b.Claim != "":
-		if err := o.Restart(); err != nil {
+		if err := o.Restart(cmd.Context()); err != nil {
 			return err
 		}
 		fmt.Fprintln(o.Out, "next: `touchline status`; you need not log in again")
