@@ -2,6 +2,7 @@ package sensors
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -53,7 +54,7 @@ func (v *venue) sees(t *testing.T, m *MQTT, sensor, filter string) []string {
 		if p.kind == kPingresp {
 			break
 		}
-		seen = append(seen, messageOf(p))
+		seen = addOnce(seen, messageOf(p))
 	}
 	owner := strings.Split(filter+"/#", "/")[1]
 	if strings.ContainsAny(owner, "+#") {
@@ -67,7 +68,34 @@ func (v *venue) sees(t *testing.T, m *MQTT, sensor, filter string) []string {
 		if strings.HasSuffix(text, " -1") {
 			return seen
 		}
-		seen = append(seen, text)
+		seen = addOnce(seen, text)
+	}
+}
+
+// addOnce adds a message that is not there yet: what was retained just now may
+// come twice, as what is retained and as what is new.
+func addOnce(seen []string, message string) []string {
+	if slices.Contains(seen, message) {
+		return seen
+	}
+	return append(seen, message)
+}
+
+// suback reads SUBACK, behind a mark that came for an earlier subscription of
+// the same session.
+func suback(t *testing.T, c *rawClient) mqttPacket {
+	t.Helper()
+	for {
+		p, err := c.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.kind == kSuback {
+			return p
+		}
+		if p.kind != kPublish || !strings.HasSuffix(string(p.body), "-1") {
+			t.Fatalf("got packet type %d % x before SUBACK", p.kind, p.body)
+		}
 	}
 }
 
@@ -164,7 +192,7 @@ func TestAttack_ASubscriberSeesWhatItMay(t *testing.T) {
 		} {
 			c, _ := loginPacket{client: "c", user: "belt-18", password: v.key["belt-18"], keep: true}.try(t, m.Addr(), version)
 			c.send(t, subscribePacket(version, filter, 0))
-			if p := c.expect(t, kSuback); (p.body[len(p.body)-1] < 0x80) != granted {
+			if p := suback(t, c); (p.body[len(p.body)-1] < 0x80) != granted {
 				t.Errorf("%s: SUBACK says %#x", filter, p.body[len(p.body)-1])
 			}
 			c.Close()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"strings"
 	"sync"
@@ -69,12 +70,15 @@ const (
 	maxClientIDBytes  = 256
 	maxAliases        = 16 // MQTT 5 topic aliases of one connection, 267 bytes each
 	maxRetained       = 1024
-	maxRetainedBytes  = 4 << 10         // of one retained payload, so all of them stay below 4 MiB
-	sessionExpiry     = time.Hour       // of a session whose client is away
-	maxKeepalive      = 5 * time.Minute // that an MQTT 5 client is told to use instead of a longer one or none
-	maxInflightBytes  = 1 << 20         // payload and samples of one connection, not yet acknowledged
-	takeoverPatience  = 5 * time.Second // how long the older connection of a client id may take to end
-	handshakeHeadroom = 64              // connections that have not sent CONNECT yet, beyond MaxConnections
+	maxRetainedBytes  = 4 << 10   // of one retained payload, so all of them stay below 4 MiB
+	sessionExpiry     = time.Hour // of a session whose client is away, at most
+	maxSessionExpiry  = uint32(sessionExpiry / time.Second)
+	maxKeepalive      = 5 * time.Minute        // that an MQTT 5 client is told to use instead of a longer one or none
+	maxInflightBytes  = 1 << 20                // payload and samples of one connection, not yet acknowledged
+	takeoverPatience  = 5 * time.Second        // how long the older connection of a client id may take to end, beside the next two
+	goodbyePatience   = 100 * time.Millisecond // may it have said good-bye, which is still to be read
+	farewellPatience  = time.Second            // how long it may take to be told why
+	handshakeHeadroom = 64                     // connections that have not sent CONNECT yet, beyond MaxConnections
 )
 
 func (o *MQTTOptions) validate() error {
@@ -132,7 +136,7 @@ type MQTT struct {
 
 	large chan struct{} // a place for each large packet under way
 
-	connectTimeout, packetTimeout time.Duration // shorter in a test
+	connectTimeout, packetTimeout, takeoverPatience time.Duration // shorter in a test
 
 	ctx  context.Context // done when the broker ends; unblocks what waits for the store
 	stop context.CancelFunc
@@ -152,10 +156,12 @@ func ListenMQTT(opts MQTTOptions, intake *Intake, logger *slog.Logger) (*MQTT, e
 	}
 	m := &MQTT{
 		opts: opts, intake: intake, logger: logger, trouble: newLimitedLog(logger),
-		sessions: newSessions(opts.MaxConnections, opts.Subscribers), retainers: retainers{byTopic: map[string]*guest{}},
-		conns: make(map[*mqttConn]struct{}), connectTimeout: intake.access.opts.Limits.Login, packetTimeout: intake.access.opts.Limits.Receive,
-		large: make(chan struct{}, largePacketsBytes/(2*(opts.PayloadBytes+packetOverhead))),
+		retainers: retainers{byTopic: map[string]*guest{}},
+		conns:     make(map[*mqttConn]struct{}), connectTimeout: intake.access.opts.Limits.Login, packetTimeout: intake.access.opts.Limits.Receive,
+		takeoverPatience: takeoverPatience,
+		large:            make(chan struct{}, largePacketsBytes/(2*(opts.PayloadBytes+packetOverhead))),
 	}
+	m.sessions = newSessions(opts.MaxConnections, opts.Subscribers, m.forgetAbsent)
 	m.ctx, m.stop = context.WithCancel(context.Background())
 	if err := m.listen(); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for mqtt: %w", err), m.closeListeners())
@@ -205,8 +211,8 @@ func serverOptions(opts MQTTOptions, logger *slog.Logger) *mqtt.Options {
 	c.MaximumClients = int64(opts.MaxConnections)
 	c.MaximumPacketSize = uint32(opts.PayloadBytes + packetOverhead)
 	c.MaximumClientWritesPending = int32(opts.SubscriberQueue)
-	c.MaximumSessionExpiryInterval = uint32(sessionExpiry / time.Second)
-	c.MaximumMessageExpiryInterval = 0 // otherwise each message gets an expiry that nobody asked for
+	c.MaximumSessionExpiryInterval = math.MaxUint32 // they end by sessions.expire
+	c.MaximumMessageExpiryInterval = 0              // otherwise each message gets an expiry that nobody asked for
 	c.ReceiveMaximum = uint16(opts.Window)
 	c.MaximumInflight = 1024
 	c.TopicAliasMaximum = maxAliases
@@ -262,11 +268,18 @@ func (m *MQTT) Run(ctx context.Context) error {
 		}
 	}
 	m.logger.Info("mqtt listens", "address", m.Addr(), "tls_address", m.TLSAddr())
-	select {
-	case <-ctx.Done():
-	case <-m.ctx.Done(): // Close
+	sweep := time.NewTicker(time.Second)
+	defer sweep.Stop()
+	for {
+		select {
+		case now := <-sweep.C:
+			m.sessions.expire(now)
+		case <-ctx.Done():
+			return m.Close()
+		case <-m.ctx.Done(): // Close
+			return m.Close()
+		}
 	}
-	return m.Close()
 }
 
 // Close ends the broker as the end of Run's context does, and waits for its

@@ -38,6 +38,7 @@ type mqttConn struct {
 	name    touchline.Digest // of the client id
 	named   bool             // packet ids may name messages: the session outlives the connection
 	resumed bool             // the client goes on with an earlier session: DUP may mean a message of it
+	capped  bool             // the session ends sooner than the client wants
 
 	// Of the goroutine that reads.
 	deadline       time.Time // mochi's, from the keepalive
@@ -49,8 +50,8 @@ type mqttConn struct {
 	routes         map[string]route
 	latest         route
 	replies        []byte // PUBCOMPs
-	left           bool   // the session was left
 
+	claim  claim // to its client id
 	flow   flow[answer]
 	seen   seenCache // of the goroutine that answers
 	failed bool      // of the same: a commit failed, nothing after it is acknowledged
@@ -75,7 +76,7 @@ type route struct{ topic, sensor, metric string }
 const maxRoutes = 32
 
 func newMQTTConn(m *MQTT, conn net.Conn) *mqttConn {
-	c := &mqttConn{Conn: conn, m: m, guarded: guarded(conn), done: make(chan struct{}), deadline: time.Now().Add(m.connectTimeout)}
+	c := &mqttConn{Conn: conn, m: m, guarded: guarded(conn), done: make(chan struct{}), claim: claim{lost: make(chan struct{})}, deadline: time.Now().Add(m.connectTimeout)}
 	c.flow.init(m.intake.store, m.opts.Window, maxInflightBytes, func() { go c.answer() })
 	return c
 }
@@ -405,13 +406,8 @@ func (c *mqttConn) violate(cause Cause, code packets.Code, err error) error {
 func (c *mqttConn) ended(err error) {
 	_ = c.Conn.Close()
 	c.freePlace()
-	if c.client != nil && !c.left { // the session began and CONNACK could not be sent
-		p := &c.client.Properties
-		expire := p.ProtocolVersion < 5 && p.Clean || p.ProtocolVersion == 5 && p.Props.SessionExpiryInterval == 0
-		c.m.leave(c, expire)
-		if expire {
-			c.m.forget(c.client)
-		}
+	if c.client != nil {
+		c.m.leave(c)
 	}
 	if g := c.guest.Load(); g != nil {
 		c.m.intake.access.gone(g)
@@ -425,7 +421,7 @@ func (c *mqttConn) ended(err error) {
 	}
 	var code packets.Code
 	switch {
-	case expected(err) || c.m.ctx.Err() != nil:
+	case expected(err) || errors.Is(err, errTakenOver) || c.m.ctx.Err() != nil:
 		c.m.logger.Debug("mqtt connection ended", "remote", c.RemoteAddr().String())
 	case errors.Is(err, packets.ErrServerBusy):
 		c.m.intake.reject(CauseLimit)

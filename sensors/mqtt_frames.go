@@ -99,6 +99,8 @@ func (c *mqttConn) takePlace() error {
 		return nil
 	case <-c.m.ctx.Done():
 		return c.goodbye()
+	case <-c.claim.lost: // the newer connection must not wait for this
+		return errTakenOver
 	case <-timeout.C:
 	}
 	err := fmt.Errorf("too many large packets at a time: %d above %d bytes are under way", cap(c.m.large), largePacketBytes)

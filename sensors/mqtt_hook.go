@@ -2,6 +2,7 @@ package sensors
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -26,9 +27,9 @@ func (h *hook) ID() string { return "touchline" }
 
 func (h *hook) Provides(b byte) bool {
 	switch b {
-	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished,
-		mqtt.OnDisconnect, mqtt.OnClientExpired, mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnACLCheck,
-		mqtt.OnSubscribe, mqtt.OnPublishDropped, mqtt.OnWill, mqtt.OnWillSent, mqtt.OnRetainMessage, mqtt.OnRetainedExpired:
+	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnSessionEstablished,
+		mqtt.OnDisconnect, mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnACLCheck,
+		mqtt.OnSubscribe, mqtt.OnUnsubscribe, mqtt.OnPublishDropped, mqtt.OnWill, mqtt.OnWillSent, mqtt.OnRetainMessage, mqtt.OnRetainedExpired:
 		return true
 	}
 	return false
@@ -43,8 +44,9 @@ func (h *hook) Provides(b byte) bool {
 // refused, and a rejection allocates a log record with the whole packet.
 var consumed = packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}}
 
-// OnPacketRead takes PUBLISH and PUBREL. Any other packet is mochi's, and so
-// are those of these two that break the protocol: it knows how to say so.
+// OnPacketRead takes PUBLISH, PUBREL, and of DISCONNECT what becomes of the
+// session. Any other packet is mochi's, and so are those of these three that
+// break the protocol: it knows how to say so.
 func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	var err error
 	switch pk.FixedHeader.Type {
@@ -55,6 +57,12 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 		err = cl.Net.Conn.(*mqttConn).publish(&pk)
 	case packets.Pubrel:
 		err = cl.Net.Conn.(*mqttConn).release(pk.PacketID)
+	case packets.Disconnect:
+		if p, ours := &pk.Properties, &cl.Properties.Props; p.SessionExpiryIntervalFlag && (p.SessionExpiryInterval == 0 || ours.SessionExpiryInterval > 0) {
+			ours.SessionExpiryInterval = min(p.SessionExpiryInterval, maxSessionExpiry)
+			p.SessionExpiryIntervalFlag = false
+		}
+		return pk, nil
 	default:
 		return pk, nil
 	}
@@ -64,12 +72,14 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 	return consumed, nil
 }
 
-// OnConnect checks what mochi does not. An error closes the connection.
+// OnConnect checks what mochi does not, and takes the session, so that none of
+// an older connection is under way when mochi hands it on. An error closes the
+// connection.
 func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	cause := CauseProtocol
 	refuse := func(code packets.Code, err error) error {
 		cl.Net.Conn.(*mqttConn).closed.CompareAndSwap(nil, &closing{cause, err})
-		if cl.Properties.ProtocolVersion < 5 && cause != CauseAccess && code != packets.ErrClientIdentifierNotValid {
+		if cl.Properties.ProtocolVersion < 5 && cause == CauseProtocol && code != packets.ErrClientIdentifierNotValid {
 			code = packets.ErrBadUsernameOrPassword // 3.1.1 has no code for it but "not authorized"
 		}
 		_ = h.m.server.SendConnack(cl, code, false, nil)
@@ -98,7 +108,20 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	if k := cl.State.Keepalive; cl.Properties.ProtocolVersion == 5 && (k == 0 || k > uint16(maxKeepalive/time.Second)) {
 		cl.State.Keepalive, cl.State.ServerKeepalive = uint16(maxKeepalive/time.Second), true
 	}
-	return nil
+	// What mochi reads as no interval of the client's own it leaves alone: sessions
+	// end by sessions.expire.
+	p := &cl.Properties.Props
+	cl.Net.Conn.(*mqttConn).capped = p.SessionExpiryInterval > maxSessionExpiry
+	p.SessionExpiryInterval, p.SessionExpiryIntervalFlag = min(p.SessionExpiryInterval, maxSessionExpiry), false
+	err := h.takeOver(cl, pk.Connect.Clean)
+	if !errors.Is(err, errHeld) {
+		return err
+	}
+	cause = CauseLimit
+	if cl.Properties.ProtocolVersion < 5 {
+		return refuse(packets.ErrServerUnavailable, err)
+	}
+	return refuse(packets.ErrServerBusy, err)
 }
 
 // willBytes is what a will holds beside its topic, which is short.
@@ -128,41 +151,73 @@ func own(cl *mqtt.Client) {
 // whom Access did not let in.
 func (h *hook) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
 
-// OnSessionEstablish ends the older connection of the same client id (MQTT 5,
-// section 3.1.4) and waits for its end, so that nothing of it is under way
-// when mochi hands its session on.
-func (h *hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
-	c := cl.Net.Conn.(*mqttConn)
+// takeOver gives the client its session. An older connection of the same client
+// id is ended (MQTT 5, section 3.1.4), and its end waited for. That may take
+// long where it waits for the store: then the client has to come again. The
+// error is errHeld, errTakenOver, or that of the broker's end.
+func (h *hook) takeOver(cl *mqtt.Client, clean bool) error {
+	c, ss, began := cl.Net.Conn.(*mqttConn), h.m.sessions, time.Now()
 	c.client, c.version = cl, cl.Properties.ProtocolVersion
-	var older *mqttConn
-	c.session, older = h.m.sessions.attach(cl.ID, c, pk.Connect.Clean)
-	c.named, c.resumed = sessionStays(&cl.Properties), !pk.Connect.Clean
-	c.name = touchline.DigestOf("mqtt", cl.ID)
-	if older == nil {
-		return
+	older, begun := ss.claim(cl.ID, c)
+	if older != nil {
+		leaves := time.NewTimer(goodbyePatience)
+		select {
+		case <-older.done: // it had said good-bye, which was on its way
+		case <-leaves.C:
+			h.m.end(older, begun, c)
+		}
+		leaves.Stop()
 	}
-	h.m.trouble.warn("mqtt client id is used twice: the older connection was closed", slog.String("client", cl.ID),
-		slog.String("older", older.RemoteAddr().String()), slog.String("newer", c.RemoteAddr().String()))
-	if older.version == 5 {
-		_ = h.m.server.DisconnectClient(older.client, packets.ErrSessionTakenOver)
-	}
-	_ = older.Conn.Close()
-	timeout := time.NewTimer(takeoverPatience)
+	defer func() { c.postpone(time.Since(began)) }() // of a packet that came with CONNECT
+	timeout := time.NewTimer(h.m.takeoverPatience)
 	defer timeout.Stop()
-	select {
-	case <-older.done:
-	case <-timeout.C: // it waits for the store; it is closed, and mochi takes its session from it
-	case <-h.m.ctx.Done():
+	for before := ss.waitsFor(c); before != nil; before = ss.waitsFor(c) {
+		select {
+		case <-before.done:
+		case <-timeout.C:
+			if ss.giveUp(cl.ID, c) {
+				return errHeld
+			}
+		case <-c.claim.lost:
+			return errTakenOver
+		case <-h.m.ctx.Done():
+			return h.m.ctx.Err()
+		}
 	}
+	if err := ss.begin(cl.ID, c, clean); err != nil {
+		return err
+	}
+	c.named, c.resumed = sessionStays(&cl.Properties) > 0, !clean
+	c.name = touchline.DigestOf("mqtt", cl.ID)
+	return nil
 }
 
-// sessionStays says whether a client that comes back may go on where its
-// connection was lost. mochi has bounded the expiry by then.
-func sessionStays(p *mqtt.ClientProperties) bool {
-	if p.ProtocolVersion < 5 {
-		return !p.Clean
+// end closes a connection whose client id newer has. One whose session has
+// begun, and that speaks MQTT 5, is told why, unless it does not read.
+func (m *MQTT) end(older *mqttConn, begun bool, newer *mqttConn) {
+	if older.client.Closed() {
+		return // it has said good-bye, and waits for the store
 	}
-	return p.Props.SessionExpiryInterval > 0
+	m.trouble.warn("mqtt client id is used twice: the older connection was closed", slog.String("client", older.client.ID),
+		slog.String("older", older.RemoteAddr().String()), slog.String("newer", newer.RemoteAddr().String()))
+	if begun && older.version == 5 {
+		impatient := time.AfterFunc(farewellPatience, func() { _ = older.Conn.Close() })
+		_ = m.server.DisconnectClient(older.client, packets.ErrSessionTakenOver)
+		impatient.Stop()
+	}
+	_ = older.Conn.Close()
+}
+
+// sessionStays says how long a client that comes back may go on where its
+// connection was lost.
+func sessionStays(p *mqtt.ClientProperties) time.Duration {
+	switch {
+	case p.ProtocolVersion == 5:
+		return time.Duration(p.Props.SessionExpiryInterval) * time.Second
+	case p.Clean:
+		return 0
+	}
+	return sessionExpiry
 }
 
 // OnSessionEstablished comes after CONNACK and before the first message.
@@ -173,27 +228,32 @@ func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 }
 
 // OnDisconnect hands over the messages that came just before DISCONNECT.
-func (h *hook) OnDisconnect(cl *mqtt.Client, _ error, expire bool) {
-	c := cl.Net.Conn.(*mqttConn)
-	c.flush()
-	cl.Properties.Will = mqtt.Will{} // was sent; the session of an absent client is kept without it
-	h.m.leave(c, expire)
+func (h *hook) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
+	cl.Net.Conn.(*mqttConn).flush()
 }
 
-// leave ends c's hold of its session.
-func (m *MQTT) leave(c *mqttConn, expire bool) {
-	c.left = true
-	if forgotten := m.sessions.detach(c.client.ID, c, expire); forgotten != "" {
-		m.forgetAbsent(forgotten)
+// leave ends what c has of its session, when mochi is through with it.
+func (m *MQTT) leave(c *mqttConn) {
+	c.client.Properties.Will = mqtt.Will{} // was sent; the session of an absent client is kept without it
+	stays := sessionStays(&c.client.Properties)
+	if stays == 0 {
+		m.forget(c.client) // is left over where CONNACK could not be sent
+	}
+	m.sayForgotten(m.sessions.detach(c.client.ID, c, stays))
+}
+
+// forgetAbsent has mochi forget a client whose session is over.
+func (m *MQTT) forgetAbsent(id string) {
+	if old, ok := m.server.Clients.Get(id); ok {
+		m.forget(old)
 	}
 }
 
-// forgetAbsent tells mochi that a session of an absent client is over.
-func (m *MQTT) forgetAbsent(forgotten string) {
-	m.intake.reject(CauseLimit)
-	m.trouble.warn("mqtt session forgotten: too many clients are away", slog.String("client", forgotten))
-	if old, ok := m.server.Clients.Get(forgotten); ok && old.Closed() {
-		m.forget(old)
+// sayForgotten tells of a session that had to be forgotten; "" is none.
+func (m *MQTT) sayForgotten(id string) {
+	if id != "" {
+		m.intake.reject(CauseLimit)
+		m.trouble.warn("mqtt session forgotten: too many clients are away", slog.String("client", id))
 	}
 }
 
@@ -206,13 +266,6 @@ func (m *MQTT) forget(cl *mqtt.Client) {
 	m.server.Clients.Delete(cl.ID)
 }
 
-// OnClientExpired ends a session whose client stayed away. mochi forgets the
-// client but not its subscriptions.
-func (h *hook) OnClientExpired(cl *mqtt.Client) {
-	h.m.server.UnsubscribeClient(cl)
-	h.m.sessions.expire(cl.ID)
-}
-
 // OnPacketEncode tells MQTT 5 clients the limits, which mochi holds but does
 // not mention.
 func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
@@ -220,6 +273,9 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 		pk.Properties.MaximumPacketSize = h.m.server.Options.Capabilities.MaximumPacketSize
 		pk.Properties.TopicAliasMaximum = maxAliases
 		pk.Properties.SharedSubAvailable, pk.Properties.SharedSubAvailableFlag = 0, true
+		if cl.Net.Conn.(*mqttConn).capped {
+			pk.Properties.SessionExpiryInterval, pk.Properties.SessionExpiryIntervalFlag = maxSessionExpiry, true
+		}
 	}
 	return pk
 }
@@ -230,13 +286,13 @@ func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	h.m.reviewRetained() // what it is about to get
 	room := maxSubscriptions - cl.State.Subscriptions.Len()
-	forgotten, place := h.m.sessions.subscribe(cl.ID, cl.Net.Conn.(*mqttConn))
-	if forgotten != "" {
-		h.m.forgetAbsent(forgotten)
-	}
-	if !place {
-		h.m.intake.reject(CauseLimit)
-		h.m.trouble.warn("mqtt subscriber refused: too many are connected", slog.String("client", cl.ID), slog.Int("subscribers", h.m.opts.Subscribers))
+	forgotten, err := h.m.sessions.subscribe(cl.ID, cl.Net.Conn.(*mqttConn))
+	h.m.sayForgotten(forgotten)
+	if err != nil {
+		if errors.Is(err, errNoPlace) { // who was taken over knows it
+			h.m.intake.reject(CauseLimit)
+			h.m.trouble.warn("mqtt subscriber refused: too many are connected", slog.String("client", cl.ID), slog.Int("subscribers", h.m.opts.Subscribers))
+		}
 		for i := range pk.Filters {
 			pk.Filters[i].Filter = ""
 		}
@@ -255,6 +311,20 @@ func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 			h.m.trouble.warn("mqtt subscription refused: too many or too long", slog.String("client", cl.ID),
 				slog.Int("max_subscriptions", maxSubscriptions), slog.Int("max_filter_bytes", maxFilterBytes))
 			f.Filter = ""
+		}
+	}
+	return pk
+}
+
+// OnUnsubscribe leaves of it what the client has subscribed to, once. mochi
+// counts any other filter as one subscription less, if somebody has it, until
+// nobody seems to listen. An empty filter is one that nobody has.
+func (h *hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	for i := range pk.Filters {
+		f := pk.Filters[i].Filter
+		_, known := cl.State.Subscriptions.Get(f)
+		if !known || slices.ContainsFunc(pk.Filters[:i], func(s packets.Subscription) bool { return s.Filter == f }) {
+			pk.Filters[i].Filter = ""
 		}
 	}
 	return pk

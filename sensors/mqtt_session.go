@@ -1,14 +1,23 @@
 package sensors
 
-import "sync"
+import (
+	"errors"
+	"sync"
+	"time"
+)
 
 // sessions are those of the embedded broker, by client id: connected ones, and
 // at most maxAway whose client may come back.
+//
+// mochi keeps what it knows of a client by its id, and so forgets it: two
+// connections of one id must not be with it at a time. One that comes claims
+// the id, waits until mochi is through with the one before, and begins.
 type sessions struct {
 	maxAway int
 	maxSubs int
+	forget  func(id string) // has mochi forget an absent client, which can't come back meanwhile
 
-	mu   sync.Mutex // covers byID and the owners in it
+	mu   sync.Mutex // covers byID, the owners in it, and claims
 	byID map[string]*session
 	away int
 	subs int    // sessions that have subscribed
@@ -20,6 +29,8 @@ type sessions struct {
 type session struct {
 	owner *mqttConn // nil while the client is away
 	left  uint64    // its turn
+	until time.Time // when it ends, while the client is away
+	over  bool      // it ended with its connection, and another one has claimed the id
 	sub   bool      // it has subscribed, so that copies may wait for it
 
 	mu   sync.Mutex
@@ -31,58 +42,123 @@ type session struct {
 	repeated map[uint16]struct{} // of pending: sent again, so that somebody waits on conn
 }
 
-func newSessions(maxAway, maxSubs int) *sessions {
-	return &sessions{maxAway: maxAway, maxSubs: maxSubs, byID: make(map[string]*session)}
+// claim is how a connection stands to its client id. sessions.mu covers it.
+type claim struct {
+	before *mqttConn     // who had the id, until that one is gone
+	begun  bool          // it has the session
+	gone   bool          // mochi is through with it
+	lost   chan struct{} // closed when another connection has claimed the id
 }
 
-// attach makes c the owner of its client id's session, and returns the
-// connection that had it. With clean the session is a new one.
-func (ss *sessions) attach(id string, c *mqttConn, clean bool) (s *session, older *mqttConn) {
+var (
+	errHeld      = errors.New("an older connection of the client id still waits for the store: come again later")
+	errTakenOver = errors.New("a newer connection has the client id")
+	errNoPlace   = errors.New("too many subscribers are connected")
+)
+
+func newSessions(maxAway, maxSubs int, forget func(id string)) *sessions {
+	return &sessions{maxAway: maxAway, maxSubs: maxSubs, forget: forget, byID: make(map[string]*session)}
+}
+
+// claim makes c the owner of its client id. It returns the connection that had
+// it, if there is one, and whether that one's session has begun.
+func (ss *sessions) claim(id string, c *mqttConn) (older *mqttConn, begun bool) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	s = ss.byID[id]
-	if s != nil {
-		older = s.owner
-		if older == nil {
-			ss.away--
-		}
-	}
-	if s == nil || clean {
-		ss.remove(id)
+	s := ss.byID[id]
+	if s == nil {
 		s = &session{}
 		ss.byID[id] = s
+	} else if s.owner == nil {
+		ss.away--
+	} else {
+		older, begun = s.owner, s.owner.claim.begun
+		select {
+		case <-older.claim.lost: // who claimed it gave up
+		default:
+			close(older.claim.lost)
+		}
 	}
-	s.owner = c
-	return s, older
+	s.owner, c.claim.before = c, older
+	return older, begun
 }
 
-// detach ends c's ownership, and the session too if it expires now. It returns
-// the client id that had to be forgotten because too many are away, or "".
-func (ss *sessions) detach(id string, c *mqttConn, expire bool) (forgotten string) {
+// waitsFor returns a connection that c has to wait for, or nil. What one that
+// claimed before waits for itself is c's to wait for, too.
+func (ss *sessions) waitsFor(c *mqttConn) *mqttConn {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	for c.claim.before != nil && c.claim.before.claim.gone {
+		c.claim.before = c.claim.before.claim.before
+	}
+	return c.claim.before
+}
+
+// giveUp ends a claim whose time is up: the id is left to the connection that
+// has the session and does not end. It returns false where there is none: then
+// who is in the way just waits as c does, and in vain.
+func (ss *sessions) giveUp(id string, c *mqttConn) bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	has := c.claim.before
+	for has != nil && (has.claim.gone || !has.claim.begun) {
+		has = has.claim.before
+	}
+	if s := ss.byID[id]; has != nil && s != nil && s.owner == c {
+		s.owner = has
+	}
+	return has != nil
+}
+
+// begin gives c the session that it has claimed, once nobody is in the way:
+// with clean, or where the one before ended with its connection, a new one.
+func (ss *sessions) begin(id string, c *mqttConn, clean bool) error {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	s := ss.byID[id]
 	if s == nil || s.owner != c {
-		return "" // another connection has the id by now
+		return errTakenOver
 	}
-	s.owner = nil
-	if expire {
+	if clean || s.over {
+		ss.remove(id)
+		s = &session{owner: c}
+		ss.byID[id] = s
+	}
+	c.session, c.claim.begun = s, true
+	return nil
+}
+
+// detach ends what c has of its client id, when mochi is through with it. A
+// session that stays waits so long for its client; of too many that do, the
+// longest absent one is forgotten, whose client id is returned.
+func (ss *sessions) detach(id string, c *mqttConn, stays time.Duration) (forgotten string) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	c.claim.gone = true
+	s := ss.byID[id]
+	switch {
+	case s == nil: // it has claimed nothing
+		return ""
+	case s.owner != c: // another connection has the id by now
+		s.over = s.over || stays == 0 && s == c.session
+		return ""
+	case stays == 0:
 		ss.remove(id)
 		return ""
 	}
 	ss.turn++
 	ss.away++
-	s.left = ss.turn
+	s.owner, s.left, s.until = nil, ss.turn, time.Now().Add(stays)
 	if ss.away <= ss.maxAway {
 		return ""
 	}
-	return ss.forget(func(*session) bool { return true })
+	return ss.forgetLongest(func(*session) bool { return true })
 }
 
-// forget ends the session that is away longest of those that match, and
-// returns its client id, or "". It looks at some thousand entries, and only in
-// a full house.
-func (ss *sessions) forget(match func(*session) bool) (forgotten string) {
+// forgetLongest ends the session that is away longest of those that match, and
+// returns its client id, or "". It looks at some thousand entries, and only in a
+// full house.
+func (ss *sessions) forgetLongest(match func(*session) bool) (forgotten string) {
 	lowest := ss.turn + 1
 	for id, s := range ss.byID {
 		if s.owner == nil && s.left < lowest && match(s) {
@@ -92,9 +168,15 @@ func (ss *sessions) forget(match func(*session) bool) (forgotten string) {
 	if lowest > ss.turn {
 		return ""
 	}
-	ss.remove(forgotten)
-	ss.away--
+	ss.end(forgotten)
 	return forgotten
+}
+
+// end ends the session of an absent client.
+func (ss *sessions) end(id string) {
+	ss.remove(id)
+	ss.away--
+	ss.forget(id)
 }
 
 // remove deletes a session, if there is one, with its place as a subscriber.
@@ -108,33 +190,34 @@ func (ss *sessions) remove(id string) {
 // subscribe gives c's session its place among the subscribers, which it keeps
 // as long as it lives: what waits for a client waits with its session. For it
 // the longest absent subscriber may have to be forgotten, whose client id is
-// returned. Without a place nothing may be subscribed to.
-func (ss *sessions) subscribe(id string, c *mqttConn) (forgotten string, ok bool) {
+// returned. With an error nothing may be subscribed to: errTakenOver, errNoPlace.
+func (ss *sessions) subscribe(id string, c *mqttConn) (forgotten string, err error) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	s := ss.byID[id]
 	switch {
-	case s == nil || s.owner != c: // another connection has the id by now
-		return "", false
+	case s == nil || s.owner != c:
+		return "", errTakenOver
 	case s.sub:
-		return "", true
+		return "", nil
 	case ss.subs >= ss.maxSubs:
-		if forgotten = ss.forget(func(s *session) bool { return s.sub }); forgotten == "" {
-			return "", false
+		if forgotten = ss.forgetLongest(func(s *session) bool { return s.sub }); forgotten == "" {
+			return "", errNoPlace
 		}
 	}
 	s.sub = true
 	ss.subs++
-	return forgotten, true
+	return forgotten, nil
 }
 
-// expire forgets the session of a client that stayed away.
-func (ss *sessions) expire(id string) {
+// expire ends the sessions whose client stayed away too long.
+func (ss *sessions) expire(now time.Time) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	if s := ss.byID[id]; s != nil && s.owner == nil {
-		ss.remove(id)
-		ss.away--
+	for id, s := range ss.byID {
+		if s.owner == nil && now.After(s.until) {
+			ss.end(id)
+		}
 	}
 }
 

@@ -47,6 +47,7 @@ const (
 	kPubrel     = 6
 	kPubcomp    = 7
 	kSuback     = 9
+	kUnsuback   = 11
 	kPingresp   = 13
 	kDisconnect = 14
 )
