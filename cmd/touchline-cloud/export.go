@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"touchline"
 	"touchline/cloud"
@@ -112,7 +113,7 @@ func (f *exportFlags) check() (err error) {
 func (s *settings) export(cmd *cobra.Command, f *exportFlags) error {
 	// A write to a pipe that nobody reads is to return, so that it is told.
 	signal.Ignore(syscall.SIGPIPE)
-	if f.output == "" && (f.table.Format == export.Parquet || f.table.Compress) && isTerminal(os.Stdout) {
+	if f.output == "" && (f.table.Format == export.Parquet || f.table.Compress) && term.IsTerminal(int(os.Stdout.Fd())) {
 		return errors.New("this is not for a terminal: name a file with -o, or redirect standard output")
 	}
 	c, err := s.load()
@@ -206,14 +207,4 @@ func describe(s export.Summary) string {
 	}
 	moment := func(t int64) string { return time.Unix(0, t).UTC().Format(time.RFC3339Nano) }
 	return fmt.Sprintf("%d samples from %s to %s", s.Samples, moment(s.First), moment(s.Last))
-}
-
-// isTerminal says whether a person looks at f, by its being a device.
-func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return false
-	}
-	null, err := os.Stat(os.DevNull)
-	return err != nil || !os.SameFile(info, null)
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"touchline/simulator"
 )
@@ -58,7 +59,7 @@ func (s *simulation) run(cmd *cobra.Command) error {
 	}
 	level := slog.LevelInfo
 	var progress func(simulator.Progress)
-	if isTerminal(os.Stderr) && !s.json {
+	if term.IsTerminal(int(os.Stderr.Fd())) && !s.json {
 		level = slog.LevelWarn // the progress line says the rest
 		progress = func(p simulator.Progress) { printProgress(os.Stderr, p) }
 		defer fmt.Fprint(os.Stderr, "\r\x1b[K")
@@ -118,9 +119,4 @@ func printProgress(out io.Writer, p simulator.Progress) {
 		total = fmt.Sprintf(" of %d (%.0f %%)", p.Total, 100*float64(p.Samples)/float64(p.Total))
 	}
 	fmt.Fprintf(out, "\r\x1b[K%d of %d sensors connected, %d samples%s acknowledged, %.0f/s", p.Connected, p.Sensors, p.Samples, total, p.PerSecond)
-}
-
-func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && info.Name() != "null"
 }
