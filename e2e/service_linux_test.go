@@ -506,7 +506,8 @@ func TestService_TheCloudReloads(t *testing.T) {
 }
 
 // A unit of Type=notify may start a recorder, too: one that never said that it
-// is ready was ended after TimeoutStartSec=, again and again.
+// is ready was ended after TimeoutStartSec=, again and again. One that is asked to
+// reload goes on, as a node does.
 func TestService_ARecorderIsReady(t *testing.T) {
 	t.Parallel()
 	queue, m := startNATS(t), newServiceManager(t)
@@ -514,6 +515,15 @@ func TestService_ARecorderIsReady(t *testing.T) {
 	writeFile(t, file, fmt.Sprintf("data = %q\n", t.TempDir())+queue.settings(4, true))
 	p := startBy(t, m.begin, "touchline-cloud", "record", "--config", file)
 	m.wait(0, "READY=1")
+	editFile(t, file, "data = ", "limits.handshakes = 99\ndata = ")
+	from := len(m.all())
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	m.wait(from, "READY=1")
+	if said := strings.Join(m.all()[from:], "\n"); !strings.Contains(said, "; restart for limits.handshakes") {
+		t.Errorf("after SIGHUP the service manager heard %q", said)
+	}
 	if status := p.terminate(); status != 0 {
 		t.Errorf("it ended with status %d", status)
 	}

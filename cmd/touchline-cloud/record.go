@@ -47,9 +47,11 @@ func recordCommand(s *settings) *cobra.Command {
 		Long: "record takes blocks out of the queue (queue.nats, a cluster) and commits them to the\n" +
 			"record store. Any number of these may run, anywhere; what one of them had when it died\n" +
 			"the others record after 15 s. Where queue.record_listen names an address, it answers\n" +
-			"/metrics, /livez and /readyz there.",
+			"/metrics, /livez and /readyz there. SIGHUP has it read its settings again: log.level\n" +
+			"counts at once, and what needs a restart is named.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			hup := hangups()
 			c, err := s.load()
 			if err != nil {
 				return err
@@ -57,7 +59,9 @@ func recordCommand(s *settings) *cobra.Command {
 			if c.Queue.NATS == "" || c.Queue.NATS == cloud.EmbeddedQueue {
 				return errors.New("queue.nats names no cluster: what is embedded in a node is recorded by that node")
 			}
-			logger := c.Log.Logger(systemd.Log(os.Stderr))
+			var level slog.LevelVar
+			level.Set(c.Log.SlogLevel())
+			logger := c.Log.LoggerAt(systemd.Log(os.Stderr), &level)
 			store, err := openStore(cmd.Context(), &c, logger)
 			if err != nil {
 				return err
@@ -82,7 +86,10 @@ func recordCommand(s *settings) *cobra.Command {
 			}
 			recording := cloud.NewRecording(store, queue, cloud.RecordingOptions{QueueBytes: c.Queue.Bytes.Int(), Bus: bus}, logger).Trace(tracer)
 			logger.Info("touchline-cloud records what the queue holds")
-			_ = systemd.Notify(systemd.Ready, systemd.Status("Recording what the queue holds")) // nobody listens: nobody waits
+			const does = "Recording what the queue holds"
+			_ = systemd.Notify(systemd.Ready, systemd.Status(does)) // nobody listens: nobody waits
+			reload := &reloader{hup: hup, load: s.load, level: &level, log: logger, began: c, does: does}
+			defer reload.start()()
 			group, ctx := errgroup.WithContext(cmd.Context())
 			if t, ok := store.(tender); ok {
 				group.Go(func() error { return t.Run(ctx) })

@@ -23,9 +23,10 @@ type reloader struct {
 	level *slog.LevelVar
 	log   *slog.Logger
 	began cloud.Config // what holds, but for log.level
+	does  string       // what systemctl status says
 }
 
-// start answers from now on, when the node serves; the function that it returns
+// start answers from now on, when the process has said that it is ready; the function that it returns
 // ends that, and waits.
 func (r *reloader) start() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -45,7 +46,7 @@ func (r *reloader) start() (stop func()) {
 
 func (r *reloader) reload() {
 	_ = systemd.Notify(systemd.Reloading()) // nobody listens: nobody waits
-	status := "Serving at " + r.began.Listen
+	status := r.does
 	wanted, err := r.load()
 	if err != nil {
 		r.log.Error("settings are not reloaded: those of before hold", "error", err)
@@ -57,7 +58,7 @@ func (r *reloader) reload() {
 		restart := config.Changed(holds, wanted)
 		r.log.Info("settings are reloaded", "level", wanted.Log.Level)
 		if len(restart) > 0 {
-			r.log.Warn("some settings differ and need a restart: `systemctl restart touchline-cloud`", "settings", restart)
+			r.log.Warn("some settings differ and need a restart of this process", "settings", restart)
 			status += "; restart for " + strings.Join(restart, ", ")
 		}
 	}

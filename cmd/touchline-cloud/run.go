@@ -47,7 +47,7 @@ needs a restart. Certificates are read again whenever their files change.`,
 			if err != nil {
 				return errors.Join(err, queue.Close(), store.Close())
 			}
-			reload := &reloader{hup: hup, load: s.load, level: &level, log: logger, began: c}
+			reload := &reloader{hup: hup, load: s.load, level: &level, log: logger, began: c, does: "Serving at " + c.Listen}
 			err = serve(cmd.Context(), c, parts{store, queue, bus, reload}, logger)
 			return errors.Join(err, bus.Close(), queue.Close(), store.Close())
 		},
