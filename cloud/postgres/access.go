@@ -203,7 +203,7 @@ func putKey(ctx context.Context, tx pgx.Tx, gateway int64, k credential.GatewayK
 		return err
 	}
 	if put.RowsAffected() == 0 {
-		return fmt.Errorf("the key is another gateway's: %w", cloud.ErrTaken)
+		return fmt.Errorf("the key is another gateway's: a box keeps the id it was enrolled with; to begin anew with another, move its data folder away when all of it is sent: %w", cloud.ErrTaken)
 	}
 	_, err = tx.Exec(ctx, `
 		DELETE FROM gateway_key WHERE gateway = $1 AND not_after IS NOT NULL AND key NOT IN

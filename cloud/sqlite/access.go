@@ -221,7 +221,7 @@ func putKey(tx *sql.Tx, gateway int64, k credential.GatewayKey, added time.Time)
 	if n, err := result.RowsAffected(); err != nil {
 		return err
 	} else if n == 0 {
-		return fmt.Errorf("the key is another gateway's: %w", cloud.ErrTaken)
+		return fmt.Errorf("the key is another gateway's: a box keeps the id it was enrolled with; to begin anew with another, move its data folder away when all of it is sent: %w", cloud.ErrTaken)
 	}
 	_, err = tx.Exec(`
 		DELETE FROM gateway_key WHERE gateway = ?1 AND not_after IS NOT NULL AND key NOT IN
