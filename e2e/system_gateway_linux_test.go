@@ -195,6 +195,10 @@ func TestSystem_PackagesDoWhatPeopleSaid(t *testing.T) {
 		}
 		b.dpkgInstall("this", "touchline") // as it said, while systemd tries the other
 		b.ready()
+		b.do("/var/lib/dpkg/info/touchline.prerm", "remove") // as dpkg calls them for a removal
+		active("inactive")
+		b.do("/var/lib/dpkg/info/touchline.postinst", "abort-remove") // that is called off
+		active("active")
 
 		c := b.publish(systemCrowd...)
 		c.more(t, 500)
