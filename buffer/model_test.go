@@ -421,6 +421,8 @@ func TestModel(t *testing.T) {
 		checks = "300"
 	}
 	for name, value := range map[string]string{"rapid.checks": checks, "rapid.steps": "60", "rapid.seed": fmt.Sprint(testSeed(t, 0))} {
+		was := flag.Lookup(name).Value.String()
+		t.Cleanup(func() { _ = flag.Set(name, was) })
 		if err := flag.Set(name, value); err != nil {
 			t.Fatal(err)
 		}

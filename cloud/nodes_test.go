@@ -162,9 +162,11 @@ func TestNodes_AGatewayThatWandersIsStoredOnce(t *testing.T) {
 	if os.Getenv("TOUCHLINE_TEST_LONG") != "" {
 		checks = "200"
 	}
+	was := flag.Lookup("rapid.checks").Value.String()
 	if err := flag.Set("rapid.checks", checks); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = flag.Set("rapid.checks", was) })
 	began := time.Now()
 	defer func() { t.Logf("MEASURED %s runs in %s", checks, time.Since(began).Round(time.Millisecond)) }()
 	rapid.Check(t, func(rt *rapid.T) {

@@ -562,9 +562,11 @@ func TestSensorKeys_Model(t *testing.T) {
 	if os.Getenv("TOUCHLINE_TEST_LONG") != "" {
 		checks = "500"
 	}
+	was := flag.Lookup("rapid.checks").Value.String()
 	if err := flag.Set("rapid.checks", checks); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = flag.Set("rapid.checks", was) })
 	dir := t.TempDir()
 	runs := 0
 	rapid.Check(t, func(t *rapid.T) {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -185,9 +186,10 @@ func TestRestore_IntoAnotherClusterShowsAllThatWasStored(t *testing.T) {
 func TestOpen_AsAnOrdinaryRole(t *testing.T) {
 	server := pgtest.Shared(t)
 	url := server.Database(t)
-	pgtest.Exec(t, url, `CREATE ROLE plain LOGIN PASSWORD '`+pgtest.Password+`'`)
-	pgtest.Exec(t, url, `DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' OWNER TO plain'; END $$`)
-	s := openWith(t, Options{URL: strings.Replace(url, "postgres:"+pgtest.Password, "plain:"+pgtest.Password, 1), KeepDays: 1})
+	role := fmt.Sprintf("plain_%d", time.Now().UnixNano()) // of the server, which other tests share
+	pgtest.Exec(t, url, `CREATE ROLE `+role+` LOGIN PASSWORD '`+pgtest.Password+`'`)
+	pgtest.Exec(t, url, `DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' OWNER TO `+role+`'; END $$`)
+	s := openWith(t, Options{URL: strings.Replace(url, "postgres:"+pgtest.Password, role+":"+pgtest.Password, 1), KeepDays: 1})
 	defer s.Close()
 	addGateways(t, s, "north")
 	work := blocks(t, "north", 3)
