@@ -40,8 +40,9 @@ const (
 
 // A naming watches the packet ids of one client's new messages.
 type naming struct {
-	last uint16
-	run  uint16 // ids in a row that were counted
+	last   uint16
+	run    uint16 // ids in a row that were counted
+	strays bool   // an id came twice, or went back, and not enough in a row since
 }
 
 // names says whether a packet id names its message. Ids of repeats prove
@@ -50,14 +51,19 @@ func (n *naming) names(id uint16, dup bool) bool {
 	if !dup {
 		step := (int(id) - int(n.last) + 65535) % 65535 // 1 follows 65,535
 		switch {
-		case n.last == 0, step == 0 || step > skippedIDs:
+		case n.last == 0:
+		case step == 0 || step > 1<<15:
+			n.run, n.strays = 0, true
+		case step > skippedIDs:
 			n.run = 0
 		case n.run < countingIDs:
 			n.run++
+		default:
+			n.strays = false
 		}
 		n.last = id
 	}
-	return id > lowestFree || n.run >= countingIDs
+	return n.run >= countingIDs || id > lowestFree && !n.strays
 }
 
 // publishKey returns the key of an MQTT message. base is the digest of who

@@ -2,6 +2,7 @@ package sensors
 
 import (
 	"errors"
+	"hash/maphash"
 	"sync"
 	"time"
 )
@@ -40,7 +41,11 @@ type session struct {
 	pending  *idSet              // handed to the store
 	received *idSet              // durable, PUBREC is due or sent, PUBREL has not come
 	repeated map[uint16]struct{} // of pending: sent again, so that somebody waits on conn
+	content  map[uint16]uint32   // contentOf the messages of both, of at most maxContents
 }
+
+// maxContents is as many messages as an MQTT 5 client may have under way.
+const maxContents = 1024
 
 // claim is how a connection stands to its client id. sessions.mu covers it.
 type claim struct {
@@ -245,11 +250,15 @@ const (
 )
 
 // begin notes a QoS 2 message that goes to the store, unless its id is known:
-// then it is a repetition and must not be stored again.
-func (s *session) begin(id uint16) standing {
+// then it is a repetition and must not be stored again. With another content it
+// is none: a client that has lost its memory before PUBREL counts from 1 again.
+func (s *session) begin(id uint16, content uint32) standing {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
+	was, known := s.content[id]
+	switch other := known && was != content; {
+	case other:
+		s.received.remove(id)
 	case s.received.has(id):
 		return receivedID
 	case s.pending.has(id):
@@ -257,10 +266,27 @@ func (s *session) begin(id uint16) standing {
 		return pendingID
 	}
 	if s.pending == nil {
-		s.pending, s.received, s.repeated = new(idSet), new(idSet), make(map[uint16]struct{})
+		s.pending, s.received = new(idSet), new(idSet)
+		s.repeated, s.content = make(map[uint16]struct{}), make(map[uint16]uint32)
 	}
 	s.pending.add(id)
+	if known || len(s.content) < maxContents {
+		s.content[id] = content
+	}
 	return unknownID
+}
+
+// contents is the seed of contentOf.
+var contents = maphash.MakeSeed()
+
+// contentOf tells the messages of a packet id apart.
+func contentOf(topic string, payload []byte) uint32 {
+	var h maphash.Hash
+	h.SetSeed(contents)
+	_, _ = h.WriteString(topic) // it never fails
+	_ = h.WriteByte(0)
+	_, _ = h.Write(payload)
+	return uint32(h.Sum64())
 }
 
 // withdraw forgets a message that begin let in, and that is refused.
@@ -269,6 +295,7 @@ func (s *session) withdraw(id uint16) {
 	defer s.mu.Unlock()
 	s.pending.remove(id)
 	delete(s.repeated, id)
+	delete(s.content, id)
 }
 
 // stored notes that the message is durable, or with false that it is not known
@@ -280,6 +307,8 @@ func (s *session) stored(id uint16, ok bool) (now *mqttConn, repeated bool) {
 	s.pending.remove(id)
 	if ok {
 		s.received.add(id)
+	} else {
+		delete(s.content, id)
 	}
 	_, repeated = s.repeated[id]
 	delete(s.repeated, id)
@@ -295,6 +324,7 @@ func (s *session) end(id uint16) standing {
 		return pendingID
 	case s.received.has(id):
 		s.received.remove(id)
+		delete(s.content, id)
 		return receivedID
 	}
 	return unknownID

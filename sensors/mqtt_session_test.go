@@ -209,6 +209,38 @@ func TestMQTT_EndedSessionLeavesNoPacketIDs(t *testing.T) {
 	}
 }
 
+// TestMQTT_PacketIDOfAnotherMessageIsNoRepetition: a client that was killed
+// between PUBREC and PUBREL, and had its session kept but not its memory, counts
+// from 1 again. Its new message was acknowledged, and not stored.
+func TestMQTT_PacketIDOfAnotherMessageIsNoRepetition(t *testing.T) {
+	both(t, func(t *testing.T, version byte) {
+		store := newStore(t)
+		m := startMQTT(t, newTestIntake(t, store), nil, slog.New(slog.DiscardHandler))
+		first := dialMQTT(t, m.Addr(), version, "!belt")
+		first.publish(t, 2, 1, "sensors/belt/hr", "61")
+		first.expectAck(t, kPubrec, 1)
+		first.Close()
+		again := dialMQTT(t, m.Addr(), version, "!belt")
+		for _, send := range []func(*testing.T){
+			func(t *testing.T) { again.publish(t, 2, 1, "sensors/belt/hr", "62") },
+			func(t *testing.T) { again.publishDup(t, 2, 1, "sensors/belt/hr", "62") }, // that is one
+			func(t *testing.T) { again.publish(t, 2, 1, "sensors/belt/rr", "62") },
+		} {
+			send(t)
+			if reason := again.expectAck(t, kPubrec, 1); reason != 0 {
+				t.Errorf("PUBREC says %#x", reason)
+			}
+		}
+		again.send(t, packet(0x62, []byte{0, 1})) // PUBREL
+		again.expectAck(t, kPubcomp, 1)
+		again.publish(t, 2, 1, "sensors/belt/rr", "62") // its id is free
+		again.expectAck(t, kPubrec, 1)
+		if stored := store.awaitStored(t, 4); len(stored) != 4 {
+			t.Errorf("stored are %v", stored)
+		}
+	})
+}
+
 // TestMQTT_WhoUnsubscribesFromWhatIsNotItsOwnSilencesNobody: mochi counts such a
 // one, too.
 func TestMQTT_WhoUnsubscribesFromWhatIsNotItsOwnSilencesNobody(t *testing.T) {
