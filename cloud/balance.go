@@ -26,8 +26,10 @@ const (
 	// Where more than three in four come back to the node that sent them away,
 	// the load balancer sees another balance than this one, or has affinity:
 	// sending them away again would do so for ever. It is tried again after a pause
-	// that doubles.
-	fewestJudged = 4
+	// that doubles, or when a node joins. One that leads anywhere, as after a reload,
+	// leads every second one of two nodes back: of so many, more than three in four
+	// once in 300 times.
+	fewestJudged = 24
 	returning    = 0.75
 	firstPause   = 10 * time.Minute
 	longestPause = 4 * time.Hour
@@ -50,6 +52,7 @@ type balance struct {
 	owed   float64   // what the rate allows and was not sent
 	last   time.Time // of the step before
 	knows  time.Time // since when it knows of others; zero: it does not
+	peers  int       // how many of them it knew of
 	sent   []parcel  // within settles, oldest first
 
 	tried, back int // since it began: sent away, and come back
@@ -86,6 +89,10 @@ func (b *balance) step(now time.Time, here, leaving int, peers []Node) int {
 	case b.knows.IsZero():
 		b.knows = now
 	}
+	if len(peers) > b.peers {
+		b.until = time.Time{}
+	}
+	b.peers = len(peers)
 	if b.above <= 0 || len(peers) == 0 || now.Sub(b.knows) < hears || now.Before(b.until) {
 		b.active = false
 		return 0

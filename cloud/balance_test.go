@@ -21,8 +21,9 @@ type world struct {
 	nodes  []*worldNode
 	choose func(from int) int // the load balancer: where a gateway of a node goes
 	moving []traveller
-	sent   int // sent away, so far
-	all    int // gateways
+	quick  bool // gateways have nothing in flight
+	sent   int  // sent away, so far
+	all    int  // gateways
 }
 
 type worldNode struct {
@@ -114,8 +115,12 @@ func (w *world) second() {
 		for range k {
 			n.here--
 			n.leaving++
-			leaves := w.now.Add(time.Duration(w.random.IntN(5)) * time.Second)
-			w.moving = append(w.moving, traveller{from: i, leaves: leaves, comes: leaves.Add(time.Duration(1+w.random.IntN(3)) * time.Second)})
+			m := traveller{from: i, leaves: w.now, comes: w.now}
+			if !w.quick {
+				m.leaves = w.now.Add(time.Duration(w.random.IntN(5)) * time.Second)
+				m.comes = m.leaves.Add(time.Duration(1+w.random.IntN(3)) * time.Second)
+			}
+			w.moving = append(w.moving, m)
 		}
 		w.sent += k
 	}
@@ -212,6 +217,42 @@ func TestBalance_ComesToRestBehindTurns(t *testing.T) {
 		}
 		if w.sent > 2*w.all {
 			t.Fatalf("%d gateways were sent away %d times", w.all, w.sent)
+		}
+	})
+}
+
+// A load balancer that leads them anywhere, as one does that was reloaded and has
+// counted nothing yet, leads some back: that is no affinity, however few have gone.
+func TestBalance_SomeWhoComeBackAreNoAffinity(t *testing.T) {
+	tryWorlds(t)
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, 0.2, rapid.IntRange(300, 1000).Draw(t, "sessions"), 0, 0)
+		w.quick, w.choose = true, func(int) int { return w.random.IntN(len(w.nodes)) }
+		w.run(4 * time.Minute)
+		if pause := w.nodes[0].balance.pause; pause > 0 {
+			t.Fatalf("%v: it has given up for %s", w.spread(), pause)
+		}
+	})
+}
+
+// A node that joins may be one where gateways stay.
+func TestBalance_TriesAgainWhenANodeJoins(t *testing.T) {
+	tryWorlds(t)
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, 0.2, rapid.IntRange(100, 500).Draw(t, "sessions"), 0, 0)
+		w.nodes[2].away = true
+		w.choose = func(from int) int { return from }
+		for limit := w.now.Add(time.Hour); w.nodes[0].balance.pause == 0; w.run(time.Second) {
+			if w.now.After(limit) {
+				t.Fatal("it has not given up: this test shows nothing")
+			}
+		}
+		w.run(10 * time.Second) // until those that it has sent are back
+		sent := w.sent
+		w.nodes[2].away, w.choose = false, w.fewest
+		w.run(time.Minute)
+		if w.sent == sent {
+			t.Fatalf("%v: none was sent away in the minute after", w.spread())
 		}
 	})
 }
