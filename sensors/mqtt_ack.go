@@ -114,9 +114,9 @@ func turnedAway(reason byte) bool {
 }
 
 // answerHere answers a QoS 2 message that came by an older connection of the
-// session and was sent again here.
+// session, perhaps of MQTT 5, and was sent again here.
 func (c *mqttConn) answerHere(a *answer, failed bool) {
-	if failed {
+	if failed || a.reason != 0 && c.version != 5 {
 		c.fail(fmt.Errorf("the commit of packet id %d failed", a.id))
 		return
 	}

@@ -226,11 +226,13 @@ func (ss *sessions) expire(now time.Time) {
 	}
 }
 
-// connected lets c take the session's acknowledgements.
+// connected lets c take the session's acknowledgements. Nobody has asked for one
+// on it yet: one too many would be taken for that of the id's next message.
 func (s *session) connected(c *mqttConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.conn = c
+	clear(s.repeated)
 }
 
 // names says whether a packet id names its message.

@@ -241,6 +241,57 @@ func TestMQTT_PacketIDOfAnotherMessageIsNoRepetition(t *testing.T) {
 	})
 }
 
+// TestMQTT_OnlyWhoAskedIsAnswered: a connection that has not sent a QoS 2 message
+// again would take its PUBREC for that of another message with the packet id.
+func TestMQTT_OnlyWhoAskedIsAnswered(t *testing.T) {
+	both(t, func(t *testing.T, version byte) {
+		store := newStore(t)
+		m := startMQTT(t, newTestIntake(t, store), nil, slog.New(slog.DiscardHandler))
+		store.hold()
+		for n := range 2 { // sends it, sends it again
+			c := dialMQTT(t, m.Addr(), version, "!belt")
+			if n == 0 {
+				c.publish(t, 2, 5, "sensors/belt/hr", "61")
+			} else {
+				c.publishDup(t, 2, 5, "sensors/belt/hr", "61")
+			}
+			store.awaitQueued(t, 1)
+			c.expectAlive(t)
+			c.Close()
+		}
+		c := dialMQTT(t, m.Addr(), version, "!belt")
+		c.expectAlive(t)
+		store.release()
+		store.awaitStored(t, 1)
+		c.publish(t, 1, 6, "sensors/belt/hr", "62") // its answer comes behind any of before
+		c.expectAck(t, kPuback, 6)
+		c.publishDup(t, 2, 5, "sensors/belt/hr", "61")
+		c.expectAck(t, kPubrec, 5)
+		if stored := store.stored(); len(stored) != 2 {
+			t.Errorf("stored are %v", stored)
+		}
+	})
+}
+
+// TestMQTT_RefusalIsNoSuccessInAnOlderVersion: a client of 3.1.1 can't be told
+// that the store is full, so what it sent with 5, and sent again, ends its
+// connection.
+func TestMQTT_RefusalIsNoSuccessInAnOlderVersion(t *testing.T) {
+	store := newStore(t)
+	m := startMQTT(t, newTestIntake(t, store), nil, slog.New(slog.DiscardHandler))
+	store.hold()
+	c, _ := enter(t, m, 5, login5("!belt", 3600))
+	c.publish(t, 2, 5, "sensors/belt/hr", "61")
+	store.awaitQueued(t, 1)
+	c.Close()
+	c = dialMQTT(t, m.Addr(), 4, "!belt")
+	c.publishDup(t, 2, 5, "sensors/belt/hr", "61")
+	c.expectAlive(t)
+	store.setFail(full{time.Millisecond})
+	store.release()
+	c.expectClosed(t)
+}
+
 // TestMQTT_WhoUnsubscribesFromWhatIsNotItsOwnSilencesNobody: mochi counts such a
 // one, too.
 func TestMQTT_WhoUnsubscribesFromWhatIsNotItsOwnSilencesNobody(t *testing.T) {
