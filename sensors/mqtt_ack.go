@@ -10,10 +10,11 @@ import (
 
 // answer is what is due for one message after its commit.
 type answer struct {
-	live   *liveCopy // for local subscribers, or nil
-	id     uint16
-	kind   ackKind
-	reason byte // MQTT 5; 0 is success
+	live    *liveCopy // for local subscribers, or nil
+	content uint32    // of a message of QoS 2
+	id      uint16
+	kind    ackKind
+	reason  byte // MQTT 5; 0 is success
 }
 
 type ackKind uint8
@@ -91,7 +92,7 @@ func (c *mqttConn) appendAcks(acks []byte, b *batch[answer]) []byte {
 		}
 		now, repeated := c, false
 		if a.kind == pubrec && !turnedAway(a.reason) {
-			now, repeated = c.session.stored(a.id, b.err == nil)
+			now, repeated = c.session.stored(a.id, a.content, b.err == nil)
 		}
 		switch {
 		case a.kind == noAck:

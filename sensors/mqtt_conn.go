@@ -193,7 +193,8 @@ func (c *mqttConn) publish(pk *packets.Packet) error {
 	}
 	a := answer{kind: ackOf(pk.FixedHeader.Qos), id: pk.PacketID}
 	if a.kind == pubrec {
-		switch c.session.begin(a.id, contentOf(r.topic, pk.Payload)) {
+		a.content = contentOf(r.topic, pk.Payload)
+		switch c.session.begin(a.id, a.content) {
 		case receivedID: // a repetition: it is stored, so only the answer is due
 			b.answers = append(b.answers, answer{kind: pubrecAgain, id: a.id})
 			b.count(0, 0)

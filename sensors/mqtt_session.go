@@ -291,7 +291,8 @@ func contentOf(topic string, payload []byte) uint32 {
 	return uint32(h.Sum64())
 }
 
-// withdraw forgets a message that begin let in, and that is refused.
+// withdraw forgets a message that begin let in, and that is refused. Of one that
+// had the id before, nothing is known from then on.
 func (s *session) withdraw(id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -302,10 +303,14 @@ func (s *session) withdraw(id uint16) {
 
 // stored notes that the message is durable, or with false that it is not known
 // to be. It returns the connection that the client has by now, and whether the
-// client has sent the message again.
-func (s *session) stored(id uint16, ok bool) (now *mqttConn, repeated bool) {
+// client has sent the message again. Of a message whose id another one has, or
+// had, taken meanwhile nobody wants to hear: it must not pass for that one.
+func (s *session) stored(id uint16, content uint32, ok bool) (now *mqttConn, repeated bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if is, known := s.content[id]; !s.pending.has(id) || known && is != content {
+		return nil, false
+	}
 	s.pending.remove(id)
 	if ok {
 		s.received.add(id)

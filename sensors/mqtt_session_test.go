@@ -241,6 +241,36 @@ func TestMQTT_PacketIDOfAnotherMessageIsNoRepetition(t *testing.T) {
 	})
 }
 
+// The commit of a message whose packet id another one has taken is not that one's.
+func TestSession_CommitIsOfItsOwnMessage(t *testing.T) {
+	const first, second, third = 1, 2, 3 // contents
+	want := func(s *session, content uint32, want standing) {
+		t.Helper()
+		if is := s.begin(7, content); is != want {
+			t.Errorf("begin of %d says %d, want %d", content, is, want)
+		}
+	}
+	for _, committed := range []bool{true, false} {
+		s := &session{conn: &mqttConn{}}
+		want(s, first, unknownID)
+		want(s, second, unknownID)
+		if now, _ := s.stored(7, first, committed); now != nil {
+			t.Error("the first one's commit is answered")
+		}
+		want(s, second, pendingID)
+		if now, repeated := s.stored(7, second, true); now != s.conn || !repeated {
+			t.Error("the second one's commit is not answered")
+		}
+		want(s, second, receivedID)
+	}
+	s := &session{}
+	want(s, first, unknownID)
+	want(s, second, unknownID)
+	s.withdraw(7) // the second one is refused: its id is free
+	s.stored(7, first, true)
+	want(s, third, unknownID)
+}
+
 // TestMQTT_OnlyWhoAskedIsAnswered: a connection that has not sent a QoS 2 message
 // again would take its PUBREC for that of another message with the packet id.
 func TestMQTT_OnlyWhoAskedIsAnswered(t *testing.T) {
