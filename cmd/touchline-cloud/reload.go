@@ -26,8 +26,8 @@ type reloader struct {
 	does  string       // what systemctl status says
 }
 
-// start answers from now on, when the process has said that it is ready; the function that it returns
-// ends that, and waits.
+// start answers from now on, when the process has said that it is ready; the
+// function that it returns ends that, and waits.
 func (r *reloader) start() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var one sync.WaitGroup
